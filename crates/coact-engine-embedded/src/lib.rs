@@ -1,0 +1,3 @@
+//! The embedded engine: one commit log, and state machines folded from it.
+
+mod log;
