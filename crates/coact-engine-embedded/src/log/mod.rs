@@ -1,1 +1,275 @@
-//! The commit log.
+//! The commit log: preallocated segments of checksummed batches, and the snapshots that let old segments go.
+//!
+//! ```text
+//! segment   NNNNNNNNNNNNNNNNNNNN.seg, named by its first sequence; its full length from the start, filled with zeros
+//!   header  64 B: "COACTSEG", format u16, zero u16, length u64, first sequence u64, chain u32, zeros, crc32c u32
+//!   batch   32 B: magic u32, payload length u32, sequence u64, chain u32, payload crc32c u32, unsynced u32, crc32c u32
+//!           payload, masked; zeros up to a multiple of 8
+//! snapshot  NNNNNNNNNNNNNNNNNNNN.snap, see `snapshot`
+//! ```
+//! Integers are little-endian. *Chain* is the header checksum of the batch before. *Unsynced* is how many batches right
+//! before this one were not known to be durable when it was written: always zero when every batch is synced. The
+//! *mask*, eight bytes made from the sequence, keeps zeros in a payload from looking like a sector never written.
+//!
+//! A batch is the unit of a write and of a sync, so a crash can tear only what was not synced. A bad batch is a **torn
+//! tail**, and is cut, if no later one proves it durable, and if a 512-byte sector of it was never written. Anything
+//! else is **corruption**: opening is refused, with the file and the offset.
+
+mod record;
+mod recovery;
+mod segment;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::mpsc,
+};
+
+use bytes::Bytes;
+use coact_core::{
+    Error, ErrorKind, Result,
+    env::{DiskFile, Env},
+};
+
+pub(crate) use snapshot::{SnapshotReader, SnapshotWriter};
+
+use record::RecordHeader;
+use segment::SEGMENT_HEADER_BYTES;
+
+/// The version of everything in a data directory.
+pub(crate) const FORMAT_VERSION: u16 = 1;
+/// The most bytes of one batch.
+const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A segment that is being filled with zeros.
+const PREPARED: &str = "next-segment.tmp";
+
+/// Every place at which tests end the process: before and after each step that durability depends on.
+pub const FAILPOINTS: &[&str] = &[
+    "log.append.before-write",
+    "log.append.after-write",
+    "log.sync.before",
+    "log.sync.after",
+    "log.rotate.before-rename",
+    "log.rotate.after-rename",
+    "log.drop.before-remove",
+    "log.drop.after-remove",
+    "log.torn.before-cut",
+    "log.torn.after-cut",
+    "snapshot.before-rename",
+    "snapshot.after-rename",
+    "snapshot.before-remove-older",
+];
+
+/// How a log is laid out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogOptions {
+    pub(crate) segment_bytes: u64,
+}
+
+/// An open log, ready to append.
+pub(crate) struct Log {
+    env: Env,
+    dir: PathBuf,
+    options: LogOptions,
+    /// Sealed segments, oldest first, then the active one.
+    segments: Vec<SegmentInfo>,
+    file: Box<dyn DiskFile>,
+    /// Where the next batch goes in the active segment.
+    position: u64,
+    last_sequence: u64,
+    synced_sequence: u64,
+    chain: u32,
+    /// Answers when the next segment is full of zeros.
+    prepared: Option<mpsc::Receiver<Result<()>>>,
+    buffer: Vec<u8>,
+}
+
+#[derive(Clone, Debug)]
+struct SegmentInfo {
+    path: PathBuf,
+    first: u64,
+    length: u64,
+}
+
+impl Log {
+    /// Opens or creates the log in a directory: verifies every batch, cuts a torn tail, and replays what comes after
+    /// the sequence `after`.
+    pub(crate) fn open(
+        env: &Env,
+        dir: &Path,
+        options: LogOptions,
+        after: u64,
+        replay: &mut dyn FnMut(u64, Bytes) -> Result<()>,
+    ) -> Result<Self> {
+        let mut log = match recovery::recover(env, dir, after, replay)? {
+            Some(found) if found.last_sequence >= after => Self {
+                env: env.clone(),
+                dir: dir.to_owned(),
+                options,
+                segments: found.segments,
+                file: found.file,
+                position: found.position,
+                last_sequence: found.last_sequence,
+                synced_sequence: found.last_sequence,
+                chain: found.chain,
+                prepared: None,
+                buffer: Vec::new(),
+            },
+            other => Self::create(env, dir, options, after, other.map_or(Vec::new(), |found| found.segments))?,
+        };
+        log.prepare_next()?;
+        Ok(log)
+    }
+
+    /// A log that goes on after a snapshot that is newer than the log: what was left of it is in the snapshot.
+    fn create(env: &Env, dir: &Path, options: LogOptions, after: u64, stale: Vec<SegmentInfo>) -> Result<Self> {
+        for segment in stale {
+            env.disk().remove(&segment.path).map_err(|error| io_error("remove", &segment.path, error))?;
+        }
+        let path = segment::path(dir, after + 1);
+        let file = segment::create(env, dir, after + 1, options.segment_bytes, 0)?;
+        Ok(Self {
+            env: env.clone(),
+            dir: dir.to_owned(),
+            options,
+            segments: vec![SegmentInfo { path, first: after + 1, length: options.segment_bytes }],
+            file,
+            position: SEGMENT_HEADER_BYTES,
+            last_sequence: after,
+            synced_sequence: after,
+            chain: 0,
+            prepared: None,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Writes one batch, not yet durable; returns its sequence.
+    pub(crate) fn append(&mut self, payload: &[u8]) -> Result<u64> {
+        if payload.len() > PAYLOAD_BYTES_MAX {
+            return Err(Error::invalid(format!(
+                "a batch of {} bytes is too large: at most {PAYLOAD_BYTES_MAX} are allowed",
+                payload.len()
+            )));
+        }
+        let needed = record::extent(payload.len());
+        if self.position + needed > self.active().length {
+            self.rotate(needed)?;
+        }
+        let sequence = self.last_sequence + 1;
+        let unsynced = u32::try_from(self.last_sequence - self.synced_sequence).unwrap_or(u32::MAX);
+        let header = RecordHeader::new(sequence, self.chain, unsynced, payload);
+        self.buffer.clear();
+        header.encode_with(payload, &mut self.buffer);
+        fail::fail_point!("log.append.before-write");
+        self.file
+            .write_at(self.position, &self.buffer)
+            .map_err(|error| io_error("write to", &self.active().path, error))?;
+        fail::fail_point!("log.append.after-write");
+        self.position += needed;
+        self.last_sequence = sequence;
+        self.chain = header.checksum();
+        Ok(sequence)
+    }
+
+    /// Makes everything appended durable.
+    pub(crate) fn sync(&mut self) -> Result<()> {
+        fail::fail_point!("log.sync.before");
+        self.file.sync().map_err(|error| io_error("sync", &self.active().path, error))?;
+        fail::fail_point!("log.sync.after");
+        self.synced_sequence = self.last_sequence;
+        Ok(())
+    }
+
+    /// The sequence of the newest batch; zero if there never was one.
+    pub(crate) fn last_sequence(&self) -> u64 {
+        self.last_sequence
+    }
+
+    /// About how many bytes of log a recovery from a snapshot at this sequence reads.
+    pub(crate) fn bytes_after(&self, sequence: u64) -> u64 {
+        let sealed = self.segments.len() - 1;
+        let needed = |index: &usize| self.segments[index + 1].first > sequence + 1;
+        let whole: u64 = (0..sealed).filter(needed).map(|index| self.segments[index].length).sum();
+        whole + if self.last_sequence > sequence { self.position } else { 0 }
+    }
+
+    /// Removes the segments in which every batch is of this sequence or an earlier one; never the active one.
+    pub(crate) fn drop_through(&mut self, sequence: u64) -> Result<()> {
+        let mut removed = false;
+        while self.segments.len() > 1 && self.segments[1].first <= sequence + 1 {
+            fail::fail_point!("log.drop.before-remove");
+            let path = &self.segments[0].path;
+            self.env.disk().remove(path).map_err(|error| io_error("remove", path, error))?;
+            fail::fail_point!("log.drop.after-remove");
+            self.segments.remove(0);
+            removed = true;
+        }
+        if removed {
+            self.env.disk().sync_dir(&self.dir).map_err(|error| io_error("sync", &self.dir, error))?;
+        }
+        Ok(())
+    }
+
+    fn active(&self) -> &SegmentInfo {
+        // There is always one: open and create make it, and it is never removed.
+        &self.segments[self.segments.len() - 1]
+    }
+
+    /// Seals the active segment and begins the next. The sealed one is durable from here on, whatever the durability:
+    /// so only the last segment can have a torn tail.
+    fn rotate(&mut self, needed: u64) -> Result<()> {
+        self.sync()?;
+        let first = self.last_sequence + 1;
+        let fits = SEGMENT_HEADER_BYTES + needed <= self.options.segment_bytes;
+        let length = if fits { self.options.segment_bytes } else { SEGMENT_HEADER_BYTES + needed };
+        let prepared = match self.prepared.take().filter(|_| fits) {
+            // The thread always answers, unless it was never started.
+            Some(answer) => answer.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "no segment was prepared"))),
+            None => segment::fill(&self.env, &self.dir.join(PREPARED), length),
+        };
+        prepared?;
+        self.file = segment::begin(&self.env, &self.dir, PREPARED, first, length, self.chain)?;
+        self.segments.push(SegmentInfo { path: segment::path(&self.dir, first), first, length });
+        self.position = SEGMENT_HEADER_BYTES;
+        self.prepare_next()
+    }
+
+    /// Fills the next segment with zeros beside the writer, so that a rotation need not wait for it.
+    fn prepare_next(&mut self) -> Result<()> {
+        let (answer, prepared) = mpsc::sync_channel(1);
+        let (env, path, length) = (self.env.clone(), self.dir.join(PREPARED), self.options.segment_bytes);
+        let work = move || {
+            // Nobody listens any more if the log was closed meanwhile.
+            let _ = answer.send(segment::fill(&env, &path, length));
+        };
+        if let Some(work) = self.env.spawn_thread("coact-segment", work)? {
+            work();
+        }
+        self.prepared = Some(prepared);
+        Ok(())
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // The preparing thread must not write in a directory that somebody else opens.
+        if let Some(prepared) = self.prepared.take() {
+            let _ = prepared.recv();
+        }
+    }
+}
+
+fn io_error(what: &str, path: &Path, error: io::Error) -> Error {
+    let kind = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge => ErrorKind::Exhausted,
+        _ => ErrorKind::Unavailable,
+    };
+    Error::new(kind, format!("cannot {what} {}", path.display())).with_source(error)
+}
+
+fn corrupt(path: &Path, offset: u64, why: &str) -> Error {
+    Error::new(ErrorKind::Corrupt, format!("{} is damaged at byte {offset}: {why}", path.display()))
+}

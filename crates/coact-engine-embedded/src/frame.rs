@@ -1,0 +1,221 @@
+//! Frames: how changes are written in the commit log.
+//!
+//! A batch of the log is a sequence of frames; a frame is one transaction: all of its changes or none. A change says
+//! which contract it belongs to by the high half of its tag, so that later contracts (streams, queues) are more tags in
+//! the same log, and one frame can span contracts.
+//!
+//! ```text
+//! frame  = length varint, time (unix ms) varint, revision varint (0: none), change*
+//! change = tag u8, fields; bytes are length-prefixed
+//!   0x01 store created   id
+//!   0x10 put             key, value, lease
+//!   0x11 delete          key
+//!   0x12 expire          key              (a delete by the end of a lease)
+//!   0x13 compact         revision
+//!   0x20 lease granted   id, ttl ms
+//!   0x21 lease ended     id
+//! ```
+
+use bytes::{Buf, Bytes};
+use coact_core::{Error, ErrorKind, Result};
+
+/// One change of a frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    StoreCreated { id: u64 },
+    Put { key: Bytes, value: Bytes, lease: i64 },
+    Delete { key: Bytes, expired: bool },
+    Compact { revision: u64 },
+    LeaseGranted { id: i64, ttl_ms: u64 },
+    LeaseEnded { id: i64 },
+}
+
+/// A decoded frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    pub(crate) time_ms: u64,
+    pub(crate) revision: u64,
+    pub(crate) changes: Vec<Change>,
+}
+
+/// Builds the payload of one batch, frame by frame, without copying a value more than once.
+#[derive(Debug, Default)]
+pub(crate) struct BatchEncoder {
+    batch: Vec<u8>,
+    frame: Vec<u8>,
+}
+
+impl BatchEncoder {
+    pub(crate) fn batch(&self) -> &[u8] {
+        &self.batch
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.batch.clear();
+    }
+
+    pub(crate) fn put(&mut self, key: &[u8], value: &[u8], lease: i64) {
+        self.frame.push(0x10);
+        put_bytes(&mut self.frame, key);
+        put_bytes(&mut self.frame, value);
+        put_varint(&mut self.frame, lease as u64);
+    }
+
+    pub(crate) fn delete(&mut self, key: &[u8], expired: bool) {
+        self.frame.push(if expired { 0x12 } else { 0x11 });
+        put_bytes(&mut self.frame, key);
+    }
+
+    pub(crate) fn compact(&mut self, revision: u64) {
+        self.frame.push(0x13);
+        put_varint(&mut self.frame, revision);
+    }
+
+    pub(crate) fn store_created(&mut self, id: u64) {
+        self.frame.push(0x01);
+        put_varint(&mut self.frame, id);
+    }
+
+    pub(crate) fn lease_granted(&mut self, id: i64, ttl_ms: u64) {
+        self.frame.push(0x20);
+        put_varint(&mut self.frame, id as u64);
+        put_varint(&mut self.frame, ttl_ms);
+    }
+
+    pub(crate) fn lease_ended(&mut self, id: i64) {
+        self.frame.push(0x21);
+        put_varint(&mut self.frame, id as u64);
+    }
+
+    /// Ends the frame; one without changes is left out.
+    pub(crate) fn finish_frame(&mut self, time_ms: u64, revision: u64) {
+        if self.frame.is_empty() {
+            return;
+        }
+        let mut head = Vec::with_capacity(20);
+        put_varint(&mut head, time_ms);
+        put_varint(&mut head, revision);
+        put_varint(&mut self.batch, (head.len() + self.frame.len()) as u64);
+        self.batch.extend_from_slice(&head);
+        self.batch.append(&mut self.frame);
+    }
+}
+
+/// Reads the frames of one batch.
+pub(crate) fn decode_batch(sequence: u64, mut batch: Bytes) -> Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    while batch.has_remaining() {
+        let frame = decode_frame(&mut batch).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Corrupt,
+                format!("batch {sequence} of the log has a valid checksum but frame {} is malformed", frames.len()),
+            )
+        })?;
+        frames.push(frame);
+    }
+    Ok(frames)
+}
+
+fn decode_frame(batch: &mut Bytes) -> Option<Frame> {
+    let mut rest = get_bytes(batch)?;
+    let time_ms = get_varint(&mut rest)?;
+    let revision = get_varint(&mut rest)?;
+    let mut changes = Vec::new();
+    while rest.has_remaining() {
+        changes.push(decode_change(&mut rest)?);
+    }
+    Some(Frame { time_ms, revision, changes })
+}
+
+fn decode_change(rest: &mut Bytes) -> Option<Change> {
+    Some(match rest.get_u8() {
+        0x01 => Change::StoreCreated { id: get_varint(rest)? },
+        0x10 => Change::Put { key: get_bytes(rest)?, value: get_bytes(rest)?, lease: get_varint(rest)? as i64 },
+        0x11 => Change::Delete { key: get_bytes(rest)?, expired: false },
+        0x12 => Change::Delete { key: get_bytes(rest)?, expired: true },
+        0x13 => Change::Compact { revision: get_varint(rest)? },
+        0x20 => Change::LeaseGranted { id: get_varint(rest)? as i64, ttl_ms: get_varint(rest)? },
+        0x21 => Change::LeaseEnded { id: get_varint(rest)? as i64 },
+        _ => return None,
+    })
+}
+
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_varint(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
+pub(crate) fn get_varint(from: &mut Bytes) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..70).step_by(7) {
+        if !from.has_remaining() {
+            return None;
+        }
+        let byte = from.get_u8();
+        if shift == 63 && byte > 1 {
+            return None;
+        }
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+pub(crate) fn get_bytes(from: &mut Bytes) -> Option<Bytes> {
+    let length = usize::try_from(get_varint(from)?).ok()?;
+    (length <= from.len()).then(|| from.split_to(length))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn frames_read_back() {
+        let mut encoder = BatchEncoder::default();
+        encoder.store_created(u64::MAX);
+        encoder.finish_frame(0, 0);
+        encoder.put(b"k", b"v", -1);
+        encoder.delete(b"gone", true);
+        encoder.lease_ended(7);
+        encoder.finish_frame(1_700_000_000_000, 9);
+        encoder.finish_frame(5, 5);
+        encoder.compact(3);
+        encoder.lease_granted(i64::MIN, 10_000);
+        encoder.finish_frame(1, 0);
+        let frames = decode_batch(1, Bytes::copy_from_slice(encoder.batch())).expect("valid");
+        assert_eq!(frames.len(), 3);
+        assert_eq!(
+            frames[1],
+            Frame {
+                time_ms: 1_700_000_000_000,
+                revision: 9,
+                changes: vec![
+                    Change::Put { key: "k".into(), value: "v".into(), lease: -1 },
+                    Change::Delete { key: "gone".into(), expired: true },
+                    Change::LeaseEnded { id: 7 },
+                ],
+            }
+        );
+        assert_eq!(frames[2].changes[1], Change::LeaseGranted { id: i64::MIN, ttl_ms: 10_000 });
+    }
+
+    proptest! {
+        #[test]
+        fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode_batch(1, Bytes::from(bytes));
+        }
+    }
+}

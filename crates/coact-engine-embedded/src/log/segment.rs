@@ -1,0 +1,111 @@
+//! Segment files: filled with zeros first, by real writes, since a sync of space that was only reserved costs a journal
+//! commit of the file system every time.
+
+use std::path::{Path, PathBuf};
+
+use coact_core::{
+    Error, ErrorKind, Result,
+    env::{DiskFile, Env, OpenMode},
+};
+
+use super::{FORMAT_VERSION, corrupt, io_error};
+
+pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
+const MAGIC: &[u8; 8] = b"COACTSEG";
+const FILL_BYTES: usize = 1024 * 1024;
+
+/// The verified header of a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    pub(super) length: u64,
+    pub(super) first: u64,
+    pub(super) chain: u32,
+}
+
+impl SegmentHeader {
+    fn encode(&self) -> [u8; SEGMENT_HEADER_BYTES as usize] {
+        let mut bytes = [0; SEGMENT_HEADER_BYTES as usize];
+        bytes[0..8].copy_from_slice(MAGIC);
+        bytes[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.length.to_le_bytes());
+        bytes[20..28].copy_from_slice(&self.first.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.chain.to_le_bytes());
+        let checksum = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
+        bytes
+    }
+
+    /// Verifies the header of a segment and that the file is as long as it says.
+    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let damaged = |why| Err(corrupt(path, 0, why));
+        let Some(header) = bytes.get(..SEGMENT_HEADER_BYTES as usize) else {
+            return damaged("the file is shorter than its header: it was truncated");
+        };
+        let word = |at: usize| header[at..at + 4].iter().rev().fold(0u32, |word, byte| word << 8 | u32::from(*byte));
+        let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+        if &header[..8] != MAGIC || word(60) != crc32c::crc32c(&header[..60]) {
+            return damaged("the header's checksum does not match");
+        }
+        let version = word(8) as u16;
+        if version != FORMAT_VERSION {
+            return Err(Error::new(
+                ErrorKind::Invalid,
+                format!(
+                    "{} has format version {version}, and this coact reads {FORMAT_VERSION}: open it with the coact that wrote it",
+                    path.display()
+                ),
+            ));
+        }
+        let found = Self { length: long(12), first: long(20), chain: word(28) };
+        if found.length != bytes.len() as u64 {
+            let why = format!("the file has {} bytes of {}: it was truncated", bytes.len(), found.length);
+            return Err(corrupt(path, bytes.len() as u64, &why));
+        }
+        Ok(found)
+    }
+}
+
+pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
+    dir.join(format!("{first:020}.seg"))
+}
+
+/// Creates a durable segment without batches.
+pub(super) fn create(env: &Env, dir: &Path, first: u64, length: u64, chain: u32) -> Result<Box<dyn DiskFile>> {
+    fill(env, &dir.join(super::PREPARED), length)?;
+    begin(env, dir, super::PREPARED, first, length, chain)
+}
+
+/// Writes a file of zeros, durably.
+pub(super) fn fill(env: &Env, path: &Path, length: u64) -> Result<()> {
+    let failed = |error| io_error("prepare a log segment in", path, error);
+    let file = env.disk().open(path, OpenMode::Create).map_err(failed)?;
+    let zeros = vec![0; FILL_BYTES.min(length as usize)];
+    let mut offset = 0;
+    while offset < length {
+        let part = zeros.len().min((length - offset) as usize);
+        file.write_at(offset, &zeros[..part]).map_err(failed)?;
+        offset += part as u64;
+    }
+    file.sync().map_err(failed)
+}
+
+/// Gives a file of zeros its header and its name, durably.
+pub(super) fn begin(
+    env: &Env,
+    dir: &Path,
+    prepared: &str,
+    first: u64,
+    length: u64,
+    chain: u32,
+) -> Result<Box<dyn DiskFile>> {
+    let (from, to) = (dir.join(prepared), path(dir, first));
+    let failed = |error| io_error("begin the log segment", &to, error);
+    let file = env.disk().open(&from, OpenMode::Write).map_err(failed)?;
+    file.write_at(0, &SegmentHeader { length, first, chain }.encode()).map_err(failed)?;
+    file.sync().map_err(failed)?;
+    fail::fail_point!("log.rotate.before-rename");
+    env.disk().rename(&from, &to).map_err(failed)?;
+    env.disk().sync_dir(dir).map_err(failed)?;
+    fail::fail_point!("log.rotate.after-rename");
+    Ok(file)
+}
