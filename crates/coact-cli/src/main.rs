@@ -1,1 +1,132 @@
-fn main() {}
+//! `coact`: a node, locks, ids and key-values from the shell.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes are stable: see [`exit`].
+
+mod cmd;
+mod exit;
+mod output;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use coact::{KvHandle, Realm, Result};
+
+use crate::{
+    exit::Exit,
+    output::{Format, Output},
+};
+
+/// Distributed-systems building blocks: a node, locks, ids and key-values.
+#[derive(Debug, Parser)]
+#[command(name = "coact", version, propagate_version = true, after_help = exit::HELP)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start a node: the embedded engine behind etcd v3 gRPC, health and metrics, on one port.
+    Serve(cmd::serve::Serve),
+    /// Run a command under a lock; see who holds and who waits.
+    #[command(subcommand)]
+    Lock(cmd::lock::Lock),
+    /// Unique 64-bit ids.
+    #[command(subcommand)]
+    Id(cmd::id::Id),
+    /// Read, write and watch entries.
+    #[command(subcommand)]
+    Kv(cmd::kv::Kv),
+    /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
+    Tour(cmd::tour::Tour),
+    /// What a kind of error means and what to do about it.
+    Explain(cmd::explain::Explain),
+    /// Completions for a shell.
+    Completions {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+    /// One worker of the tour.
+    #[command(hide = true)]
+    TourWorker(cmd::tour::worker::TourWorker),
+}
+
+/// Where the data is and how it is shown.
+#[derive(Clone, Debug, Args)]
+struct Target {
+    /// The engine: coact://host:port/namespace, embedded:///path, etcd://host:port/namespace.
+    #[arg(long, env = "COACT_AT", default_value = "coact://127.0.0.1:7070", value_name = "URL", global = true)]
+    at: String,
+    /// The realm: the unit of atomicity.
+    #[arg(long, default_value = "main", global = true)]
+    realm: String,
+    /// How results are shown.
+    #[arg(short, long, value_enum, default_value = "table", global = true)]
+    output: Format,
+}
+
+impl Target {
+    async fn open(&self) -> Result<KvHandle> {
+        coact::open(&self.at).await
+    }
+
+    fn realm(&self) -> Result<Realm> {
+        Realm::new(&self.realm)
+    }
+
+    fn output(&self) -> Output {
+        Output::new(self.output)
+    }
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::complain(&format!("the runtime could not be started: {error}"));
+            return Exit::FAILURE.into();
+        }
+    };
+    let exit = runtime.block_on(run(cli.command)).unwrap_or_else(|error| {
+        output::complain_about(&error);
+        Exit::from(&error)
+    });
+    // What still runs in the background (a node's streams, a signal handler) must not hold the process.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+async fn run(command: Command) -> Result<Exit> {
+    match command {
+        Command::Serve(serve) => serve.run().await,
+        Command::Lock(lock) => lock.run().await,
+        Command::Id(id) => id.run().await,
+        Command::Kv(kv) => kv.run().await,
+        Command::Tour(tour) => tour.run().await,
+        Command::Explain(explain) => explain.run(),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "coact", &mut script);
+            output::write_bytes(&script);
+            Ok(Exit::SUCCESS)
+        }
+        Command::TourWorker(worker) => worker.run().await,
+    }
+}
+
+/// Logs go to stderr; `COACT_LOG` (for example `coact_server=debug`) chooses what is shown.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("COACT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,coact=info,coact_server=info"));
+    tracing_subscriber::fmt().with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_writer(std::io::stderr).with_env_filter(filter).init();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

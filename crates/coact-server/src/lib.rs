@@ -1,1 +1,222 @@
-//! Placeholder while the workspace is laid out.
+//! A coact node: the embedded engine behind one port that speaks etcd v3 gRPC, health and metrics.
+//!
+//! ```text
+//!            one port, 127.0.0.1:7070
+//!   HTTP/1.1 and HTTP/2 ──► http ──┬─► pages    /healthz /readyz /metrics /health /version
+//!                                  └─► grpc ──► check ► convert ► engine ► convert
+//!                                        │        (kv watch lease cluster maintenance lock election)
+//!                                        └─ metrics: every call is counted by one layer
+//! ```
+//!
+//! | path | who asks | answer |
+//! |---|---|---|
+//! | `/etcdserverpb.*`, `/v3lockpb.Lock`, `/v3electionpb.Election` | etcdctl, every etcd v3 client, `coact://` | gRPC |
+//! | `/healthz` | what restarts the node | 503 once a failed write stopped the engine: a restart recovers it |
+//! | `/readyz` | what routes to the node | 503 also while it shuts down |
+//! | `/metrics` | Prometheus | every metric begins with `coact_` |
+//! | `/health`, `/version` | what was made for etcd | in etcd's format |
+//!
+//! To an etcd client a node is a cluster of one member that is always its leader, at raft term 2. What it answers
+//! differs from etcd 3.4 in few places, each on purpose: snapshots, hashes, members and users are refused with
+//! `Unimplemented` and a message that says what to do instead; a lease may be as short as one second; a progress request is
+//! answered only when every watch of the stream has caught up (etcd since 3.4.25); and a lock whose lease ends while it
+//! waits is told at once.
+//!
+//! What must never be: an answer before the engine has acknowledged; a buffer that grows with a slow client (a stream
+//! is polled by its connection, so a client that does not read stops only itself); a listener that the network can
+//! reach, as long as there are neither TLS nor tokens.
+//!
+//! ```no_run
+//! # async fn example() -> coact_core::Result<()> {
+//! use coact_core::env::Env;
+//! use coact_engine_embedded::Config;
+//! use coact_server::{Server, ServerConfig};
+//!
+//! let server = Server::start(ServerConfig::new(Config::in_dir("./coact-data")), Env::real()).await?;
+//! println!("etcdctl --endpoints={} put greeting hello", server.address());
+//! server.shutdown().await
+//! # }
+//! ```
+
+mod grpc;
+mod http;
+mod lifecycle;
+mod metrics;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use coact_core::{Error, ErrorKind, Result, env::Env};
+use coact_engine_embedded::{Config, Engine};
+use tokio::net::TcpListener;
+use tracing::{info, warn};
+
+use crate::{grpc::Node, http::Port, lifecycle::Lifecycle, metrics::Metrics};
+
+/// What the node says it is where etcd names its version: the protocol level that it is tested against, which clients
+/// parse as a semantic version and compare, with coact named in the build part, which no comparison looks at.
+pub const ETCD_VERSION: &str = "3.4.23+coact";
+
+/// The port that a node listens on if nobody says otherwise.
+pub const DEFAULT_PORT: u16 = 7070;
+
+/// How a node is started.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Where it listens; only loopback addresses are allowed. Port 0 lets the system choose.
+    pub listen: SocketAddr,
+    /// The engine behind it.
+    pub engine: Config,
+    /// What it puts up with.
+    pub limits: Limits,
+}
+
+impl ServerConfig {
+    /// A node on `127.0.0.1:7070` with this engine and the default limits.
+    pub fn new(engine: Config) -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), engine, limits: Limits::default() }
+    }
+}
+
+/// Bounds on what clients can make a node hold or wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most connections at once; a further one is closed at once.
+    pub connections: u32,
+    /// The most gRPC calls at once on one connection; a client that waits for many locks holds a call for each.
+    pub calls_per_connection: u32,
+    /// How long a client may take for the first bytes and for the header of a request.
+    pub header_time: Duration,
+    /// The most bytes of a request's header; at least 8 KiB.
+    pub header_bytes: u32,
+    /// The most bytes of a write, as in etcd: past it comes "request is too large".
+    pub request_bytes: usize,
+    /// The most bytes of any gRPC message; past it the message is not even read.
+    pub message_bytes: usize,
+    /// The most comparisons, and the most operations in one branch, of a transaction.
+    pub txn_ops: usize,
+    /// How often HTTP/2 connections are pinged.
+    pub ping_every: Duration,
+    /// How long a ping may stay unanswered.
+    pub ping_timeout: Duration,
+    /// How often a quiet watch that asked for it is told how far it is.
+    pub progress_every: Duration,
+    /// How long a shutdown waits for running requests.
+    pub shutdown: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 10_000,
+            calls_per_connection: 4_096,
+            header_time: Duration::from_secs(10),
+            header_bytes: 16 * 1024,
+            request_bytes: 1536 * 1024,
+            message_bytes: 2048 * 1024,
+            txn_ops: 128,
+            ping_every: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(20),
+            progress_every: Duration::from_secs(600),
+            shutdown: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A running node. Dropping it closes its connections at once; [`shutdown`](Self::shutdown) is the polite way.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    engine: Engine,
+    lifecycle: Lifecycle,
+    port: Arc<Port>,
+    shutdown_limit: Duration,
+}
+
+impl Server {
+    /// Opens the engine and serves it.
+    ///
+    /// # Errors
+    /// `Denied` for an address that is not loopback; `Unavailable` if the address is in use; what opening the engine
+    /// answers.
+    ///
+    /// # Cancel safety
+    /// Safe: what was opened is closed again.
+    pub async fn start(config: ServerConfig, env: Env) -> Result<Self> {
+        refuse_open_network(config.listen)?;
+        // The port first: a second node on it should fail before it touches the data.
+        let listener = TcpListener::bind(config.listen).await.map_err(|error| cannot_listen(config.listen, error))?;
+        let address = listener.local_addr().map_err(|error| cannot_listen(config.listen, error))?;
+        let engine = Engine::open(config.engine, env.clone()).await?;
+
+        let lifecycle = Lifecycle::default();
+        let metrics = Arc::new(Metrics::default());
+        let node = Node::new(engine.clone(), address, config.limits, lifecycle.signal());
+        let port = Arc::new(Port::new(env.clone(), config.limits, lifecycle.signal()));
+        let router = http::router(node, metrics, port.clone());
+        env.spawn(port.clone().accept(listener, router));
+        info!(%address, durability = %engine.config().durability, "the node serves");
+        Ok(Self { address, engine, lifecycle, port, shutdown_limit: config.limits.shutdown })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The engine behind it.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Stops accepting, ends watches and other streams, waits for running requests up to the limit, and closes the
+    /// engine, which finishes what was committed.
+    ///
+    /// # Errors
+    /// What the last write to disk answers.
+    ///
+    /// # Cancel safety
+    /// It ends all the same, at once.
+    pub async fn shutdown(self) -> Result<()> {
+        self.lifecycle.drain();
+        if self.engine.env().timeout(self.shutdown_limit, self.port.idle()).await.is_none() {
+            warn!(limit = ?self.shutdown_limit, "some requests did not end in time and are cut off");
+        }
+        self.lifecycle.end();
+        let closed = self.engine.close().await;
+        info!(address = %self.address, "the node ended");
+        closed
+    }
+}
+
+/// Whatever listens beyond loopback can be read and written by everybody there, until TLS and tokens exist.
+fn refuse_open_network(listen: SocketAddr) -> Result<()> {
+    if listen.ip().to_canonical().is_loopback() {
+        return Ok(());
+    }
+    let port = listen.port();
+    Err(Error::new(
+        ErrorKind::Denied,
+        format!(
+            "listening on {listen} is refused: it would open the node to the network, and there are no TLS and no \
+             tokens yet; listen on 127.0.0.1:{port} and let others in through an SSH tunnel \
+             (ssh -L {port}:127.0.0.1:{port} HOST) or a proxy that ends TLS and checks who they are"
+        ),
+    ))
+}
+
+fn cannot_listen(listen: SocketAddr, error: std::io::Error) -> Error {
+    let (kind, why) = match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            (ErrorKind::Unavailable, "another process listens there; stop it or choose another port")
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            (ErrorKind::Denied, "the system does not allow it; choose a port from 1024 on")
+        }
+        _ => (ErrorKind::Unavailable, "the system refuses it"),
+    };
+    Error::new(kind, format!("cannot listen on {listen}: {why}")).with_source(error)
+}

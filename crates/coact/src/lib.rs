@@ -1,1 +1,89 @@
-//! Placeholder while the workspace is laid out.
+//! **coact** — *to act together*: distributed-systems building blocks, one API from a laptop to a cluster.
+//!
+//! ```
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> coact::Result<()> {
+//! # let dir = tempfile::tempdir().expect("a temporary directory");
+//! # let url = format!("embedded://{}?segment=1MiB", dir.path().display());
+//! // let url = "embedded:///var/lib/shop";        one process, durable, nothing to install
+//! // let url = "coact://127.0.0.1:7070/shop";     many processes, one node
+//! // let url = "etcd://10.0.0.1:2379/shop";       many machines
+//! let kv = coact::open(&url).await?;
+//! let session = coact::Session::open(&kv, coact::SessionOptions::default()).await?;
+//!
+//! let mutex = coact::lock::Mutex::new(&session, "deploy")?;
+//! let guard = mutex.acquire().await?;
+//! println!("I hold the lock; every write of mine carries fencing token {}", guard.token());
+//! guard.release().await?;
+//!
+//! let ids = coact::id::Generator::open(&session, coact::id::IdOptions::default()).await?;
+//! println!("order {}", ids.next().await?);
+//! ids.close().await?;
+//! session.close().await?;
+//! kv.close().await
+//! # }
+//! ```
+//!
+//! What each engine promises is in [`Guarantees`]; what a block needs is checked when it opens, and refused with a
+//! message that names both sides. See the repository's README for the table of blocks and engines.
+
+pub use coact_blocks::{Session, SessionOptions, id, lock};
+pub use coact_core::{
+    Effect, Error, ErrorKind, Result, Retry,
+    contract::kv,
+    contract::kv::KvHandle,
+    env::Env,
+    guarantees::{self, Guarantees},
+    name::{Dir, Key, Namespace, Realm},
+    registry::Registry,
+    url::{self, Url},
+};
+#[cfg(feature = "embedded")]
+pub use coact_engine_embedded as embedded;
+
+/// Opens the engine that a URL names, for the Kv contract.
+///
+/// | URL | engine |
+/// |---|---|
+/// | `embedded:///path` | the embedded engine in a directory of this machine, in this process |
+/// | `memory:` | the same in memory; what it forgets must be accepted: `memory:?accept=volatile` |
+/// | `coact://host:7070/namespace` | a coact node |
+/// | `etcd://host:2379[,host…]/namespace` | etcd |
+///
+/// # Errors
+/// `Invalid` for a URL or an option that is wrong, `Unsupported` for a scheme that is unknown or not compiled in,
+/// `Unavailable` if the engine cannot be reached or its directory is open elsewhere, `Corrupt` for damaged data.
+///
+/// # Cancel safety
+/// Safe: what was opened is closed again.
+pub async fn open(url: &str) -> Result<KvHandle> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Err(Error::invalid("coact::open must run inside a tokio runtime: use #[tokio::main]"));
+    }
+    open_in(url, Env::real()).await
+}
+
+/// As [`open`], in an environment of another making: the simulator's.
+///
+/// # Errors
+/// As [`open`].
+///
+/// # Cancel safety
+/// As [`open`].
+pub async fn open_in(url: &str, env: Env) -> Result<KvHandle> {
+    registry().open(Url::parse(url)?, env).await
+}
+
+/// The engines that this build has, and the names of those that it was built without.
+pub fn registry() -> Registry {
+    let registry = Registry::default();
+    #[cfg(feature = "embedded")]
+    let registry = registry.with(coact_engine_embedded::driver());
+    #[cfg(not(feature = "embedded"))]
+    let registry = registry.without("embedded", "embedded").without("memory", "embedded");
+    #[cfg(feature = "etcd")]
+    let registry = registry.with(coact_engine_etcd::driver());
+    #[cfg(not(feature = "etcd"))]
+    let registry = registry.without("etcd", "etcd").without("coact", "etcd");
+    registry
+}

@@ -1,0 +1,100 @@
+//! Pairs of acquire and release, durable, each client on its own lock; and one lock that all want.
+
+use std::time::Duration;
+
+use coact::{KvHandle, Session, SessionOptions, lock::Mutex};
+
+use crate::{
+    floor::{GroupCommit, fdatasync},
+    load::{Measured, closed_loop, print},
+    peer::Peer,
+};
+
+/// About what the log writes for an acquire, and for a release: the same bytes for bare group commit.
+const ACQUIRE_BYTES: usize = 170;
+const RELEASE_BYTES: usize = 80;
+
+const FLOOR: &str = "bare group commit of the same bytes";
+
+pub(crate) async fn run(time: Duration) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let embedded = coact::open(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens");
+    let node = Peer::node(dir.path()).await;
+    let etcd = Peer::etcd(dir.path()).await;
+    let (node, etcd_kv) = (node_clients(&node).await, etcd.open().await);
+    let floor = GroupCommit::new(dir.path());
+
+    for clients in [1, 64] {
+        let mut rows = vec![fdatasync(dir.path(), time / 2, ACQUIRE_BYTES)];
+        // A pair is two commits.
+        rows[0].per_second /= 2.0;
+        rows[0].name = "raw fdatasync, two a pair".to_owned();
+        rows.push(group_commit(&floor, clients, time).await);
+        rows.push(pairs("coact embedded, in process", &embedded, clients, time).await);
+        rows.push(pairs("coact node, through coact://", &node, clients, time).await);
+        rows.push(pairs("etcd, through etcd://", &etcd_kv, clients, time).await);
+        print(&format!("acquire + release pairs, each client its own lock, {clients} clients, durable"), FLOOR, &rows);
+        ratio(&rows, "coact embedded, in process", "etcd, through etcd://");
+        ratio(&rows, "coact node, through coact://", "etcd, through etcd://");
+    }
+    let rows = vec![
+        contended("coact embedded, in process", &embedded, 64, time).await,
+        contended("coact node, through coact://", &node, 64, time).await,
+        contended("etcd, through etcd://", &etcd_kv, 64, time).await,
+    ];
+    print("the same lock for 64 clients, fair, durable", "etcd, through etcd://", &rows);
+}
+
+async fn node_clients(node: &Peer) -> KvHandle {
+    node.open().await
+}
+
+fn ratio(rows: &[Measured], over: &str, under: &str) {
+    let of = |name: &str| rows.iter().find(|row| row.name == name).map_or(f64::NAN, |row| row.per_second);
+    println!("  {over} / {under}: {:.1}", of(over) / of(under));
+}
+
+async fn group_commit(floor: &GroupCommit, clients: usize, time: Duration) -> Measured {
+    closed_loop(FLOOR, clients, time, |_| {
+        let floor = floor.clone();
+        move || {
+            let floor = floor.clone();
+            async move {
+                floor.commit(ACQUIRE_BYTES).await;
+                floor.commit(RELEASE_BYTES).await;
+            }
+        }
+    })
+    .await
+}
+
+async fn pairs(name: &str, kv: &KvHandle, clients: usize, time: Duration) -> Measured {
+    with_mutexes(name, kv, clients, time, |index| format!("bench/{index}")).await
+}
+
+async fn contended(name: &str, kv: &KvHandle, clients: usize, time: Duration) -> Measured {
+    with_mutexes(name, kv, clients, time, |_| "bench-one".to_owned()).await
+}
+
+async fn with_mutexes(
+    name: &str,
+    kv: &KvHandle,
+    clients: usize,
+    time: Duration,
+    lock: impl Fn(usize) -> String,
+) -> Measured {
+    let session = Session::open(kv, SessionOptions::default()).await.expect("a session");
+    let measured = closed_loop(name, clients, time, |index| {
+        let mutex = Mutex::new(&session, &lock(index)).expect("a lock");
+        move || {
+            let mutex = mutex.clone();
+            async move {
+                let guard = mutex.acquire().await.expect("the lock");
+                guard.release().await.expect("the release");
+            }
+        }
+    })
+    .await;
+    session.close().await.expect("the session ends");
+    measured
+}

@@ -1,0 +1,47 @@
+//! coact beside what a user would pick instead: one machine, one run, one table of ratios.
+//!
+//! `cargo xtask bench kv|lock|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
+//! ratio of two rows of one run means something, and of three runs more. A crate of its own, so that nobody's tests
+//! build the peers.
+#![allow(clippy::print_stdout, clippy::disallowed_methods, clippy::expect_used, reason = "a program that measures the real clock and prints")]
+
+mod floor;
+mod id;
+mod kv;
+mod load;
+mod lock;
+mod peer;
+
+use clap::{Parser, Subcommand};
+
+/// Measures one part.
+#[derive(Debug, Parser)]
+struct Bench {
+    #[command(subcommand)]
+    part: Part,
+    /// Seconds for each row.
+    #[arg(long, default_value_t = 3.0, global = true)]
+    seconds: f64,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+enum Part {
+    /// Puts and reads, and a store of a million keys: opening it, and its memory.
+    Kv,
+    /// Pairs of acquire and release.
+    Lock,
+    /// Ids.
+    Id,
+}
+
+#[tokio::main]
+async fn main() {
+    let bench = Bench::parse();
+    let seconds = std::time::Duration::from_secs_f64(bench.seconds);
+    println!("{} cores, {} s a row", std::thread::available_parallelism().map_or(0, usize::from), bench.seconds);
+    match bench.part {
+        Part::Kv => kv::run(seconds).await,
+        Part::Lock => lock::run(seconds).await,
+        Part::Id => id::run(seconds).await,
+    }
+}

@@ -1,0 +1,79 @@
+//! The servers beside which coact is measured, started on free loopback ports and ended by their pid.
+
+use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
+
+use coact::{Env, KvHandle};
+use tokio::process::{Child, Command};
+
+/// A running server; it is killed when this is dropped.
+pub(crate) struct Peer {
+    child: Child,
+    pub(crate) url: String,
+}
+
+impl Peer {
+    /// A coact node, in a process of its own.
+    pub(crate) async fn node(dir: &Path) -> Self {
+        let program = std::env::var("COACT_BENCH_NODE").expect("run this by `cargo xtask bench`, which builds the node");
+        let port = free_port();
+        let mut command = Command::new(program);
+        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(dir.join("node"));
+        Self::start(command, format!("coact://127.0.0.1:{port}/bench")).await
+    }
+
+    /// etcd, with a disk that it syncs as it does by default.
+    pub(crate) async fn etcd(dir: &Path) -> Self {
+        let (client, peer) = (free_port(), free_port());
+        let mut command = Command::new("etcd");
+        command.arg("--data-dir").arg(dir.join("etcd")).args([
+            "--listen-client-urls",
+            &format!("http://127.0.0.1:{client}"),
+            "--advertise-client-urls",
+            &format!("http://127.0.0.1:{client}"),
+            "--listen-peer-urls",
+            &format!("http://127.0.0.1:{peer}"),
+            "--initial-advertise-peer-urls",
+            &format!("http://127.0.0.1:{peer}"),
+            "--initial-cluster",
+            &format!("default=http://127.0.0.1:{peer}"),
+            "--log-level",
+            "error",
+        ]);
+        Self::start(command, format!("etcd://127.0.0.1:{client}/bench")).await
+    }
+
+    async fn start(mut command: Command, url: String) -> Self {
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn();
+        let child = child.unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
+        let peer = Self { child, url };
+        let env = Env::real();
+        let ready = env.timeout(Duration::from_secs(60), async {
+            while coact::open(&peer.url).await.is_err() {
+                env.sleep(Duration::from_millis(50)).await;
+            }
+        });
+        ready.await.unwrap_or_else(|| panic!("{} did not come up", peer.url));
+        peer
+    }
+
+    pub(crate) async fn open(&self) -> KvHandle {
+        coact::open(&self.url).await.expect("it is up")
+    }
+
+    /// Resident memory, in bytes.
+    #[allow(dead_code, reason = "for the table of memory")]
+    pub(crate) fn resident(&self) -> u64 {
+        self.child.id().map_or(0, |id| resident(&id.to_string()))
+    }
+}
+
+/// The resident memory of a process ("self" is this one), in bytes.
+pub(crate) fn resident(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+}

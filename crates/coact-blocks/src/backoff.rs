@@ -1,0 +1,43 @@
+//! Pauses between attempts: they double up to a bound, and jitter keeps many clients from marching in step.
+
+use std::time::Duration;
+
+use coact_core::{Error, Retry, env::Env};
+
+/// The pauses of one series of attempts.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    env: Env,
+    first: Duration,
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(env: &Env, first: Duration, longest: Duration) -> Self {
+        Self { env: env.clone(), first, next: first, longest }
+    }
+
+    /// Waits, longer each time.
+    pub(crate) async fn pause(&mut self) {
+        let pause = self.next_pause();
+        self.env.sleep(pause).await;
+    }
+
+    /// From half to the whole of a length that doubles each time.
+    pub(crate) fn next_pause(&mut self) -> Duration {
+        let half = self.next / 2;
+        self.next = (self.next * 2).min(self.longest);
+        half + self.env.random_duration(half)
+    }
+
+    /// Begins anew, after a success.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+/// Whether the error says that the same request may succeed later.
+pub(crate) fn is_retryable(error: &Error) -> bool {
+    matches!(error.retry(), Retry::After(_))
+}

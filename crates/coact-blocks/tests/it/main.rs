@@ -1,0 +1,9 @@
+//! The blocks against an honest model of the Kv contract, with seeded randomness, steppable clocks and injected faults.
+
+mod id;
+mod lock;
+mod lock_chaos;
+mod lock_faults;
+mod model;
+mod session;
+mod world;

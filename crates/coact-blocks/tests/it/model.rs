@@ -1,0 +1,421 @@
+//! The Kv contract in memory: small, sequential, and honest about time. Faults sit in the clients, not in the store.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use coact_core::{
+    Error, ErrorKind, Result,
+    contract::kv::{
+        Check, Entry, Feed, Found, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision, Scope, Txn,
+        TxnOutcome, Write,
+    },
+    env::Env,
+    guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
+    name::{Dir, Key, Realm},
+};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// A store. Clones are the same store.
+#[derive(Clone)]
+pub(crate) struct Model(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    revision: u64,
+    entries: BTreeMap<Key, Entry>,
+    leases: BTreeMap<LeaseId, (Duration, Instant)>,
+    next_lease: i64,
+}
+
+impl Model {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Shared { state: Mutex::default(), changed: watch::Sender::new(0) }))
+    }
+
+    /// Every entry whose path (`dir/name`) starts with this.
+    pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry> {
+        let state = self.lock();
+        state.entries.values().filter(|entry| entry.key.to_string().starts_with(prefix)).cloned().collect()
+    }
+
+    pub(crate) fn has_lease(&self, lease: LeaseId) -> bool {
+        self.lock().leases.contains_key(&lease)
+    }
+
+    pub(crate) fn lease_count(&self) -> usize {
+        self.lock().leases.len()
+    }
+
+    /// Ends a lease early, which a store may do and its owner does not notice.
+    pub(crate) fn end_lease(&self, lease: LeaseId) {
+        self.lock().end_lease(lease);
+        self.announce();
+    }
+
+    pub(crate) fn delete(&self, key: &Key) {
+        self.lock().delete(key);
+        self.announce();
+    }
+
+    fn lock(&self) -> parking_lot::MutexGuard<'_, State> {
+        let mut state = self.0.state.lock();
+        state.expire(Env::real().now());
+        state
+    }
+
+    fn announce(&self) {
+        self.0.changed.send_modify(|changes| *changes += 1);
+    }
+
+    fn txn(&self, txn: &Txn) -> Result<TxnOutcome> {
+        let outcome = self.lock().txn(txn);
+        self.announce();
+        outcome
+    }
+
+    async fn await_gone(&self, env: &Env, key: &Key, created: Revision) {
+        let mut changed = self.0.changed.subscribe();
+        loop {
+            let ends = {
+                let state = self.lock();
+                match state.entries.get(key) {
+                    Some(entry) if entry.created == created => {
+                        entry.lease.and_then(|lease| state.leases.get(&lease)).map(|(_, ends)| *ends)
+                    }
+                    _ => return,
+                }
+            };
+            let expiry = async {
+                match ends {
+                    Some(ends) => env.sleep_until(ends).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = changed.changed() => {}
+                () = expiry => {}
+            }
+        }
+    }
+}
+
+impl State {
+    fn expire(&mut self, now: Instant) {
+        let over: Vec<_> = self.leases.iter().filter(|(_, (_, ends))| *ends <= now).map(|(id, _)| *id).collect();
+        for lease in over {
+            self.end_lease(lease);
+        }
+    }
+
+    fn end_lease(&mut self, lease: LeaseId) {
+        self.leases.remove(&lease);
+        let keys: Vec<_> =
+            self.entries.values().filter(|entry| entry.lease == Some(lease)).map(|entry| entry.key.clone()).collect();
+        for key in keys {
+            self.delete(&key);
+        }
+    }
+
+    fn delete(&mut self, key: &Key) {
+        if self.entries.remove(key).is_some() {
+            self.revision += 1;
+        }
+    }
+
+    fn txn(&mut self, txn: &Txn) -> Result<TxnOutcome> {
+        for (index, check) in txn.checks.iter().enumerate() {
+            let (holds, key) = match check {
+                Check::Absent(key) => (!self.entries.contains_key(key), Some(key)),
+                Check::CreatedAt(key, at) => (self.entries.get(key).is_some_and(|e| e.created == *at), Some(key)),
+                Check::ModifiedAt(key, at) => (self.entries.get(key).is_some_and(|e| e.modified == *at), Some(key)),
+                Check::LeaseAlive(lease) => (self.leases.contains_key(lease), None),
+            };
+            if !holds {
+                return Ok(TxnOutcome::Refused {
+                    check: index,
+                    found: key.and_then(|key| self.entries.get(key)).cloned(),
+                });
+            }
+        }
+        for write in &txn.writes {
+            if let Write::Put { lease: Some(lease), .. } = write
+                && !self.leases.contains_key(lease)
+            {
+                return Err(Error::new(ErrorKind::Fenced, "the lease has ended"));
+            }
+        }
+        let reads = txn.reads.iter().map(|read| self.read(read)).collect();
+        if !txn.writes.is_empty() {
+            self.revision += 1;
+        }
+        for write in &txn.writes {
+            self.write(write);
+        }
+        Ok(TxnOutcome::Committed { revision: Revision(self.revision), reads })
+    }
+
+    fn read(&self, read: &Read) -> Found {
+        match read {
+            Read::Get(key) => Found::Entry(self.entries.get(key).cloned()),
+            Read::First(dir) => Found::Entry(self.in_dir(dir).min_by_key(|entry| entry.created).cloned()),
+            Read::Last(dir) => Found::Entry(self.in_dir(dir).max_by_key(|entry| entry.created).cloned()),
+            Read::Count(dir) => Found::Count(self.in_dir(dir).count() as u64),
+        }
+    }
+
+    fn write(&mut self, write: &Write) {
+        let at = Revision(self.revision);
+        match write {
+            Write::Put { key, value, lease } => {
+                let created = self.entries.get(key).map_or(at, |entry| entry.created);
+                let entry = Entry { key: key.clone(), value: value.clone(), created, modified: at, lease: *lease };
+                self.entries.insert(key.clone(), entry);
+            }
+            Write::Delete(key) => {
+                self.entries.remove(key);
+            }
+            Write::Incr { key, by } => {
+                let old = self.entries.get(key).and_then(|entry| std::str::from_utf8(&entry.value).ok()?.parse().ok());
+                let value = Bytes::from((old.unwrap_or(0_i64) + by).to_string());
+                let created = self.entries.get(key).map_or(at, |entry| entry.created);
+                let lease = self.entries.get(key).and_then(|entry| entry.lease);
+                self.entries.insert(key.clone(), Entry { key: key.clone(), value, created, modified: at, lease });
+            }
+        }
+    }
+
+    fn in_dir<'a>(&'a self, dir: &'a Dir) -> impl Iterator<Item = &'a Entry> {
+        self.entries.values().filter(move |entry| entry.key.dir() == dir)
+    }
+}
+
+/// What happens to requests of one client.
+#[derive(Default)]
+pub(crate) struct Faults {
+    /// How long a request travels, and its answer again.
+    pub(crate) latency: Duration,
+    /// Decides the fate of each request; by default all arrive.
+    pub(crate) fate: Option<Box<dyn FnMut(Request<'_>) -> Fate + Send>>,
+    /// How many requests were made, without waits.
+    pub(crate) requests: usize,
+    /// What the store promises, if not everything.
+    pub(crate) guarantees: Option<&'static Guarantees>,
+}
+
+/// A request, for choosing its fate.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Request<'a> {
+    Txn(&'a Txn),
+    Read,
+    AwaitGone,
+    Renew,
+    OtherLease,
+}
+
+/// What happens to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Arrives,
+    /// It does not arrive, and the client knows.
+    Refused,
+    /// It takes effect, but the answer is lost.
+    AnswerLost,
+    /// The client hears of a lost connection; the request arrives later.
+    Late(Duration),
+    /// It takes this much longer on its way.
+    Slow(Duration),
+    /// It takes effect, and the answer takes this much longer.
+    SlowAnswer(Duration),
+    /// It does not arrive, and no answer ever comes.
+    Lost,
+}
+
+/// A connection to the store.
+pub(crate) struct Client {
+    pub(crate) model: Model,
+    pub(crate) env: Env,
+    pub(crate) faults: Arc<Mutex<Faults>>,
+}
+
+impl Client {
+    async fn call<T: Send + 'static>(
+        &self,
+        request: Request<'_>,
+        apply: impl FnOnce(&Model) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (fate, latency) = {
+            let mut faults = self.faults.lock();
+            faults.requests += 1;
+            (faults.fate.as_mut().map_or(Fate::Arrives, |fate| fate(request)), faults.latency)
+        };
+        let unavailable = || Error::new(ErrorKind::Unavailable, "the connection was lost");
+        self.env.sleep(latency).await;
+        match fate {
+            Fate::Arrives => {}
+            Fate::Refused => return Err(unavailable()),
+            Fate::AnswerLost => {
+                let _ = apply(&self.model);
+                return Err(unavailable().effect_unknown());
+            }
+            Fate::Late(by) => {
+                let (model, env) = (self.model.clone(), self.env.clone());
+                crate::world::start(async move {
+                    env.sleep(by).await;
+                    let _ = apply(&model);
+                });
+                return Err(unavailable().effect_unknown());
+            }
+            Fate::Slow(by) => self.env.sleep(by).await,
+            Fate::SlowAnswer(by) => {
+                let answer = apply(&self.model);
+                self.env.sleep(by).await;
+                return answer;
+            }
+            Fate::Lost => std::future::pending().await,
+        }
+        let answer = apply(&self.model);
+        self.env.sleep(latency).await;
+        answer
+    }
+}
+
+const STRONG: Guarantees = Guarantees {
+    reads: Consistency::Linearizable,
+    writes: Durability::Sync,
+    on_partition: OnPartition::SingleNode,
+    failover: Failover::KeepsWrites,
+    fence: Fence::Strong,
+    watch: WatchFrom::Revision,
+    increment: Increment::Native,
+    limits: Limits::PORTABLE,
+};
+
+/// A store that loses everything with its process.
+pub(crate) const VOLATILE: Guarantees = Guarantees { writes: Durability::Memory, fence: Fence::PerProcess, ..STRONG };
+
+impl KvStore for Client {
+    fn guarantees(&self) -> &Guarantees {
+        self.faults.lock().guarantees.unwrap_or(&STRONG)
+    }
+
+    fn describe(&self) -> String {
+        "model:".to_owned()
+    }
+
+    async fn txn(&self, _realm: &Realm, txn: Txn) -> Result<TxnOutcome> {
+        self.call(Request::Txn(&txn), {
+            let txn = txn.clone();
+            move |model| model.txn(&txn)
+        })
+        .await
+    }
+
+    async fn get(&self, key: &Key, _at: ReadAt) -> Result<Option<Entry>> {
+        let key = key.clone();
+        self.call(Request::Read, move |model| Ok(model.lock().entries.get(&key).cloned())).await
+    }
+
+    async fn list(&self, dir: &Dir, order: Order, limit: usize, _at: ReadAt) -> Result<Page> {
+        let dir = dir.clone();
+        self.call(Request::Read, move |model| {
+            let state = model.lock();
+            let mut entries: Vec<_> = state.in_dir(&dir).cloned().collect();
+            match &order {
+                Order::Name { after } => entries.retain(|entry| entry.key.name() > after.as_str()),
+                Order::Created { after } => {
+                    entries.retain(|entry| entry.created > *after);
+                    entries.sort_by_key(|entry| entry.created);
+                }
+            }
+            let more = entries.len() > limit;
+            entries.truncate(limit);
+            Ok(Page { entries, more, revision: Revision(state.revision) })
+        })
+        .await
+    }
+
+    async fn dirs(&self, realm: &Realm, prefix: &str, after: &str, limit: usize) -> Result<Vec<Dir>> {
+        let (realm, prefix, after) = (realm.clone(), prefix.to_owned(), after.to_owned());
+        self.call(Request::Read, move |model| {
+            let state = model.lock();
+            let mut dirs: Vec<Dir> = state.entries.keys().map(|key| key.dir().clone()).collect();
+            dirs.retain(|dir| *dir.realm() == realm && dir.path().starts_with(&prefix) && *dir.path() > *after);
+            dirs.dedup();
+            dirs.truncate(limit);
+            Ok(dirs)
+        })
+        .await
+    }
+
+    async fn watch(&self, _scope: Scope, _after: Option<Revision>) -> Result<Feed> {
+        Err(Error::new(ErrorKind::Unsupported, "the model has no watch: no block here needs one"))
+    }
+
+    async fn await_gone(&self, key: &Key, created: Revision) -> Result<()> {
+        let fate = {
+            let mut faults = self.faults.lock();
+            faults.fate.as_mut().map_or(Fate::Arrives, |fate| fate(Request::AwaitGone))
+        };
+        match fate {
+            Fate::Arrives => self.model.await_gone(&self.env, key, created).await,
+            // A spurious wake-up.
+            Fate::Slow(after) => self.env.sleep(after).await,
+            Fate::Lost => std::future::pending().await,
+            _ => return Err(Error::new(ErrorKind::Unavailable, "the connection was lost")),
+        }
+        Ok(())
+    }
+
+    async fn lease_grant(&self, ttl: Duration) -> Result<Lease> {
+        self.call(Request::OtherLease, move |model| {
+            let mut state = model.lock();
+            state.next_lease += 1;
+            let id = LeaseId(state.next_lease);
+            state.leases.insert(id, (ttl, Env::real().now() + ttl));
+            Ok(Lease { id, ttl })
+        })
+        .await
+    }
+
+    async fn lease_renew(&self, lease: LeaseId) -> Result<Duration> {
+        self.call(Request::Renew, move |model| {
+            let mut state = model.lock();
+            let (ttl, ends) =
+                state.leases.get_mut(&lease).ok_or_else(|| Error::new(ErrorKind::Fenced, "the lease has ended"))?;
+            *ends = Env::real().now() + *ttl;
+            Ok(*ttl)
+        })
+        .await
+    }
+
+    async fn lease_revoke(&self, lease: LeaseId) -> Result<()> {
+        self.call(Request::OtherLease, move |model| {
+            model.end_lease(lease);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn lease_left(&self, lease: LeaseId) -> Result<Option<Duration>> {
+        self.call(Request::Read, move |model| {
+            let now = Env::real().now();
+            Ok(model.lock().leases.get(&lease).map(|(_, ends)| ends.duration_since(now)))
+        })
+        .await
+    }
+
+    async fn close(&self) -> Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,13 @@
+//! The commands, one file each.
+
+pub(crate) mod explain;
+pub(crate) mod id;
+pub(crate) mod kv;
+pub(crate) mod lock;
+pub(crate) mod serve;
+pub(crate) mod tour;
+
+/// Reads a duration argument.
+pub(crate) fn duration(text: &str) -> Result<std::time::Duration, String> {
+    coact::url::parse_duration(text).ok_or_else(|| "use a number with a unit: 250ms, 10s, 5m, 1h".to_owned())
+}

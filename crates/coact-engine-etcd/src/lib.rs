@@ -1,0 +1,30 @@
+//! coact's engine over etcd v3 gRPC: for etcd 3.4 or newer, and for a coact node, which speaks the same protocol.
+//!
+//! ```text
+//! etcd://host[:2379][,host…]/namespace[?timeout=5s&connect_timeout=2s]
+//! coact://host[:7070][,host…]/namespace[?timeout=5s&connect_timeout=2s]
+//! ```
+//!
+//! * `timeout` (5s): how long one request may take, with every repetition that the engine makes on its own. Only reads
+//!   and requests that were certainly not sent, or that change nothing when they happen twice, are repeated.
+//! * `connect_timeout` (2s): how long one server may take to accept a connection before the next one is tried.
+//!
+//! Keys live under `namespace/realm/dir//name`, so that `etcdctl get --prefix namespace/realm/dir//` lists a dir. Each
+//! lease that is granted here also holds the key `namespace/.lease//ID`, which is how a transaction checks that the
+//! lease is alive. Do not delete those by hand.
+//!
+//! One handle keeps a few connections for requests, and over them **one** watch stream for every watch and every
+//! waiter, and **one** keep-alive stream for every lease. All of them move to the next server when theirs fails.
+
+mod config;
+mod connection;
+mod errors;
+mod kv;
+mod lease;
+mod watch;
+pub mod wire;
+
+/// The driver for the schemes `etcd` and `coact`.
+pub fn driver() -> coact_core::registry::Driver {
+    coact_core::registry::Driver { schemes: &["etcd", "coact"], open: |url, env| Box::pin(kv::open(url, env)) }
+}

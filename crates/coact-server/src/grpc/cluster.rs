@@ -1,0 +1,51 @@
+//! The cluster: one member, itself.
+
+use coact_engine_etcd::wire::etcdserverpb::{
+    Member, MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse, MemberPromoteRequest,
+    MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse,
+    cluster_server::Cluster,
+};
+use tonic::{Request, Response, Status};
+
+use super::{Node, errors::unsupported};
+
+const ALONE: &str = "it is a cluster of one member, itself";
+
+#[tonic::async_trait]
+impl Cluster for Node {
+    async fn member_list(&self, _request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
+        let member = Member {
+            id: self.member_id,
+            name: "coact".to_owned(),
+            peer_ur_ls: Vec::new(),
+            client_ur_ls: vec![format!("http://{}", self.address)],
+            is_learner: false,
+        };
+        Ok(Response::new(MemberListResponse { header: self.header(self.engine.revision()), members: vec![member] }))
+    }
+
+    async fn member_add(&self, _request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        Err(unsupported("adding a member", ALONE))
+    }
+
+    async fn member_remove(
+        &self,
+        _request: Request<MemberRemoveRequest>,
+    ) -> Result<Response<MemberRemoveResponse>, Status> {
+        Err(unsupported("removing a member", ALONE))
+    }
+
+    async fn member_update(
+        &self,
+        _request: Request<MemberUpdateRequest>,
+    ) -> Result<Response<MemberUpdateResponse>, Status> {
+        Err(unsupported("updating a member", ALONE))
+    }
+
+    async fn member_promote(
+        &self,
+        _request: Request<MemberPromoteRequest>,
+    ) -> Result<Response<MemberPromoteResponse>, Status> {
+        Err(unsupported("promoting a member", ALONE))
+    }
+}

@@ -1,0 +1,31 @@
+//! Named locks: whoever's turn it is, holds it, until its key goes away.
+
+use bytes::Bytes;
+use coact_engine_embedded::flat::{DeleteRequest, KeyRange, Op};
+use coact_engine_etcd::wire::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse, lock_server::Lock};
+use tonic::{Request, Response, Status};
+
+use super::{
+    Node,
+    errors::{EMPTY_KEY, LOCK_EXPIRED},
+};
+
+#[tonic::async_trait]
+impl Lock for Node {
+    /// Waits for the lock. A caller that goes away before it has it leaves the line.
+    async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        let LockRequest { name, lease } = request.into_inner();
+        let place = self.take_turn(&name, lease, Bytes::new(), LOCK_EXPIRED, async |_| Ok(())).await?;
+        Ok(Response::new(LockResponse { header: self.header(place.revision), key: place.key }))
+    }
+
+    async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
+        let UnlockRequest { key } = request.into_inner();
+        if key.is_empty() {
+            return Err(EMPTY_KEY.into());
+        }
+        let delete = DeleteRequest { keys: KeyRange::one(key), previous: false };
+        let (_, revision) = self.write(Op::Delete(delete)).await?;
+        Ok(Response::new(UnlockResponse { header: self.header(revision) }))
+    }
+}

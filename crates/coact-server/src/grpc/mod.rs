@@ -1,0 +1,106 @@
+//! etcd v3 gRPC: each service in a file of its own, all of them on one [`Node`].
+//!
+//! A handler checks the request as etcd does and in its order ([`check`]), translates it ([`convert`]), asks the
+//! engine, and translates back. Errors carry etcd's codes and messages ([`errors`]), which clients compare by text.
+
+mod check;
+mod cluster;
+mod convert;
+mod election;
+mod errors;
+mod kv;
+mod lease;
+mod lock;
+mod maintenance;
+mod turn;
+mod watch;
+
+use std::{convert::Infallible, net::SocketAddr};
+
+use axum::{Router, extract::Request, http::Response};
+use coact_core::env::Env;
+use coact_engine_embedded::Engine;
+use coact_engine_etcd::wire::{
+    etcdserverpb::{
+        ResponseHeader, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
+        maintenance_server::MaintenanceServer, watch_server::WatchServer,
+    },
+    v3electionpb::election_server::ElectionServer,
+    v3lockpb::lock_server::LockServer,
+};
+use tonic::{body::Body, server::NamedService};
+use tower::Service;
+
+use crate::{Limits, lifecycle::Signal};
+
+/// The raft term that a node shows. There is no raft; etcd's first leader has term 2.
+const RAFT_TERM: u64 = 2;
+
+/// Every service, each under its name.
+pub(crate) fn routes(node: Node) -> Router {
+    let limit = node.limits.message_bytes;
+    let router = Router::new();
+    let router = serve(router, KvServer::new(node.clone()).max_decoding_message_size(limit));
+    let router = serve(router, WatchServer::new(node.clone()).max_decoding_message_size(limit));
+    let router = serve(router, LeaseServer::new(node.clone()).max_decoding_message_size(limit));
+    let router = serve(router, ClusterServer::new(node.clone()).max_decoding_message_size(limit));
+    let router = serve(router, MaintenanceServer::new(node.clone()).max_decoding_message_size(limit));
+    let router = serve(router, LockServer::new(node.clone()).max_decoding_message_size(limit));
+    serve(router, ElectionServer::new(node).max_decoding_message_size(limit))
+}
+
+fn serve<S>(router: Router, service: S) -> Router
+where
+    S: Service<Request, Response = Response<Body>, Error = Infallible> + NamedService + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    router.route_service(&format!("/{}/{{*method}}", S::NAME), service)
+}
+
+/// What every service works on; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    engine: Engine,
+    address: SocketAddr,
+    limits: Limits,
+    signal: Signal,
+    cluster_id: u64,
+    member_id: u64,
+}
+
+impl Node {
+    pub(crate) fn new(engine: Engine, address: SocketAddr, limits: Limits, signal: Signal) -> Self {
+        let store = engine.store_id();
+        Self { engine, address, limits, signal, cluster_id: scramble(store), member_id: scramble(!store) }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn env(&self) -> &Env {
+        self.engine.env()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.signal.is_draining()
+    }
+
+    /// Who answers, and as of which revision.
+    fn header(&self, revision: u64) -> Option<ResponseHeader> {
+        Some(ResponseHeader {
+            cluster_id: self.cluster_id,
+            member_id: self.member_id,
+            revision: revision as i64,
+            raft_term: RAFT_TERM,
+        })
+    }
+}
+
+/// An id that says nothing about the number it is made of and is never zero, which etcd takes for "none".
+fn scramble(number: u64) -> u64 {
+    let mut mixed = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (mixed ^ (mixed >> 31)).max(1)
+}
