@@ -14,39 +14,42 @@ use crate::{
 const ACQUIRE_BYTES: usize = 170;
 const RELEASE_BYTES: usize = 80;
 
+const EMBEDDED: &str = "coact embedded, in process";
+const NODE: &str = "coact node, through coact://";
+const ETCD: &str = "etcd, through etcd://";
 const FLOOR: &str = "bare group commit of the same bytes";
 
-pub(crate) async fn run(time: Duration) {
+pub(crate) async fn run(time: Duration, embedded_only: bool) {
     let dir = tempfile::tempdir().expect("a directory");
-    let embedded = coact::open(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens");
-    let node = Peer::node(dir.path()).await;
-    let etcd = Peer::etcd(dir.path()).await;
-    let (node, etcd_kv) = (node_clients(&node).await, etcd.open().await);
+    let mut stores = vec![(EMBEDDED, coact::open(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens"))];
+    let mut peers = Vec::new();
+    if !embedded_only {
+        peers = vec![(NODE, Peer::node(dir.path()).await), (ETCD, Peer::etcd(dir.path()).await)];
+    }
+    for (name, peer) in &peers {
+        stores.push((name, peer.open().await));
+    }
     let floor = GroupCommit::new(dir.path());
-
     for clients in [1, 64] {
         let mut rows = vec![fdatasync(dir.path(), time / 2, ACQUIRE_BYTES)];
         // A pair is two commits.
         rows[0].per_second /= 2.0;
         rows[0].name = "raw fdatasync, two a pair".to_owned();
         rows.push(group_commit(&floor, clients, time).await);
-        rows.push(pairs("coact embedded, in process", &embedded, clients, time).await);
-        rows.push(pairs("coact node, through coact://", &node, clients, time).await);
-        rows.push(pairs("etcd, through etcd://", &etcd_kv, clients, time).await);
+        for (name, kv) in &stores {
+            rows.push(pairs(name, kv, clients, time).await);
+        }
         print(&format!("acquire + release pairs, each client its own lock, {clients} clients, durable"), FLOOR, &rows);
-        ratio(&rows, "coact embedded, in process", "etcd, through etcd://");
-        ratio(&rows, "coact node, through coact://", "etcd, through etcd://");
+        if !embedded_only {
+            ratio(&rows, EMBEDDED, ETCD);
+            ratio(&rows, NODE, ETCD);
+        }
     }
-    let rows = vec![
-        contended("coact embedded, in process", &embedded, 64, time).await,
-        contended("coact node, through coact://", &node, 64, time).await,
-        contended("etcd, through etcd://", &etcd_kv, 64, time).await,
-    ];
-    print("the same lock for 64 clients, fair, durable", "etcd, through etcd://", &rows);
-}
-
-async fn node_clients(node: &Peer) -> KvHandle {
-    node.open().await
+    let mut rows = Vec::new();
+    for (name, kv) in &stores {
+        rows.push(contended(name, kv, 64, time).await);
+    }
+    print("the same lock for 64 clients, fair, durable", stores[stores.len() - 1].0, &rows);
 }
 
 fn ratio(rows: &[Measured], over: &str, under: &str) {

@@ -29,7 +29,11 @@ enum Part {
     /// Puts and reads, and a store of a million keys: opening it, and its memory.
     Kv,
     /// Pairs of acquire and release.
-    Lock,
+    Lock {
+        /// Only in process: for a profiler.
+        #[arg(long)]
+        embedded_only: bool,
+    },
     /// Ids.
     Id,
 }
@@ -41,7 +45,7 @@ async fn main() {
     println!("{} cores, {} s a row", std::thread::available_parallelism().map_or(0, usize::from), bench.seconds);
     match bench.part {
         Part::Kv => kv::run(seconds).await,
-        Part::Lock => lock::run(seconds).await,
+        Part::Lock { embedded_only } => lock::run(seconds, embedded_only).await,
         Part::Id => id::run(seconds).await,
     }
 }

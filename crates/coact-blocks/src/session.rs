@@ -230,6 +230,15 @@ impl Core {
         }
     }
 
+    /// Runs work that makes no sense without the session, and ends it when the session is over.
+    pub(crate) async fn unless_lost<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            biased;
+            result = work => result,
+            why = self.lost() => Err(why),
+        }
+    }
+
     /// Takes the store's word that the lease has ended.
     pub(crate) fn mark_fenced(&self, error: &Error) {
         self.mark_lost(self.fenced_error(error));

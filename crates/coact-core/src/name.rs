@@ -126,7 +126,14 @@ impl Dir {
     /// This dir's prefix in a flat key space: `namespace/realm/dir//`. Every entry of the dir, and nothing else, starts
     /// with it, since neither dirs nor names contain `//`.
     pub fn to_flat(&self, namespace: &Namespace) -> String {
-        format!("{namespace}/{}/{}//", self.realm, self.path)
+        self.flat_prefix(namespace, 0)
+    }
+
+    fn flat_prefix(&self, namespace: &Namespace, more: usize) -> String {
+        let parts = [namespace.as_str(), "/", self.realm.as_str(), "/", &*self.path, "//"];
+        let mut flat = String::with_capacity(parts.iter().map(|part| part.len()).sum::<usize>() + more);
+        parts.iter().for_each(|part| flat.push_str(part));
+        flat
     }
 
     /// Reads back what [`to_flat`](Self::to_flat) made; `None` for a foreign key.
@@ -195,7 +202,7 @@ impl Key {
 
     /// This key in a flat key space: `namespace/realm/dir//name`.
     pub fn to_flat(&self, namespace: &Namespace) -> String {
-        let mut flat = self.dir.to_flat(namespace);
+        let mut flat = self.dir.flat_prefix(namespace, self.name.len());
         flat.push_str(&self.name);
         flat
     }

@@ -188,9 +188,10 @@ impl KvStore for EmbeddedKv {
     async fn dirs(&self, realm: &Realm, prefix: &str, after: &str, limit: usize) -> Result<Vec<Dir>> {
         let base = format!("{}/{realm}/", self.namespace);
         let after = if after.is_empty() { String::new() } else { format!("{base}{after}//") };
-        let parents = self.engine.parents(format!("{base}{prefix}").as_bytes(), after.as_bytes(), limit);
+        // One more, since the flat form of the dir `a` (`a//`) begins with the prefix `a/`, which its path does not.
+        let parents = self.engine.parents(format!("{base}{prefix}").as_bytes(), after.as_bytes(), limit.saturating_add(1));
         let dir = |parent: &Bytes| Dir::from_flat(&self.namespace, std::str::from_utf8(parent).ok()?);
-        Ok(parents.iter().filter_map(dir).collect())
+        Ok(parents.iter().filter_map(dir).filter(|dir| dir.path().starts_with(prefix)).take(limit).collect())
     }
 
     async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {

@@ -149,3 +149,44 @@ impl<'de> Deserialize<'de> for Layout {
         Self::parse(&text).map_err(serde::de::Error::custom)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decodes_what_the_bits_say() {
+        let id = Id::new((1_000 << 22) | (5 << 12) | 7);
+        let decoded = Layout::STD.decode(id);
+        assert_eq!(decoded, Decoded { unix_ms: EPOCH_MS + 1_000, worker: 5, sequence: 7 });
+        assert_eq!((Layout::STD.workers(), Layout::STD.per_ms()), (1_024, 4_096));
+        assert_eq!((Layout::JS53.workers(), Layout::JS53.per_ms()), (64, 64));
+        assert_eq!(Layout::STD.ends_ms() / (1_000 * 86_400) / 365, 2093 - 1970);
+    }
+
+    #[test]
+    fn reads_what_it_writes() {
+        for text in ["41/10/12", "41/6/6", "39/1/23", "48/2/13"] {
+            assert_eq!(Layout::parse(text).expect("valid").to_string(), text);
+        }
+        assert_eq!(Layout::parse("std").expect("valid"), Layout::STD);
+        assert_eq!(Layout::parse("js53").expect("valid"), Layout::JS53);
+        let json = serde_json::to_string(&Layout::STD).expect("serializes");
+        assert_eq!(serde_json::from_str::<Layout>(&json).expect("parses"), Layout::STD);
+    }
+
+    #[test]
+    fn says_which_rule_a_layout_breaks() {
+        let message = |text: &str| Layout::parse(text).expect_err("invalid").to_string();
+        assert_eq!(message("38/10/12"), "layout 38/10/12 is not allowed: it has 38 time bits, use 39 to 48");
+        assert_eq!(message("41/17/5"), "layout 41/17/5 is not allowed: it has 17 worker bits, use 1 to 16");
+        assert_eq!(message("41/10/0"), "layout 41/10/0 is not allowed: it has 0 sequence bits, use 1 to 23");
+        assert_eq!(
+            message("42/10/12"),
+            "layout 42/10/12 is not allowed: it has 64 bits, at most 63 fit a signed integer"
+        );
+        for unknown in ["", "41/10", "41/10/12/0", "41-10-12", "a/b/c", "-1/2/3", "4294967295/1/1"] {
+            assert!(message(unknown).contains("write the bits of time, worker and sequence as 41/10/12"), "{unknown}");
+        }
+    }
+}

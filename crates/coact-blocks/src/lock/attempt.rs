@@ -89,8 +89,12 @@ impl Attempt {
         self.grant()
     }
 
-    /// Takes the lock if it is free.
-    pub(super) async fn grant_or_withdraw(mut self) -> Result<Option<Guard>> {
+    /// Takes the lock if it is free, and looks before it writes.
+    pub(super) async fn grant_or_give_up(mut self) -> Result<Option<Guard>> {
+        if let Some(first) = self.lock.first().await? {
+            self.lock.ensure_same_mode(&first)?;
+            return Ok(None);
+        }
         if let Place::First = self.take_place().await? {
             return self.grant().map(Some);
         }
@@ -250,13 +254,8 @@ impl Attempt {
     /// Waits until the store says that this entry is gone, with a safety net.
     async fn wait_for(&mut self, before: &Entry, backoff: &mut Backoff) -> Result<Wake> {
         let core = self.core();
-        let gone = core.env().timeout(self.entry.wait_limit(), core.kv().await_gone(&before.key, before.created));
-        let ended = tokio::select! {
-            biased;
-            why = core.lost() => return Err(why),
-            ended = gone => ended,
-        };
-        match ended {
+        let gone = core.kv().await_gone(&before.key, before.created);
+        match core.env().timeout(self.entry.wait_limit(), gone).await {
             Some(Ok(())) => {
                 core.lock_counters().wakeups.increment();
                 Ok(Wake::Store)

@@ -116,20 +116,24 @@ impl Guard {
     /// # Cancel safety
     /// The session's task finishes the release.
     pub async fn release(mut self) -> Result<()> {
+        let core = self.core().clone();
+        let deleted = core.unless_lost(self.delete()).await?;
+        self.released = true;
+        if deleted { Ok(()) } else { Err(self.lost_error()) }
+    }
+
+    /// Deletes the entry; `false` if it had gone before.
+    async fn delete(&self) -> Result<bool> {
         let mut backoff = self.core().backoff();
         let mut in_doubt = false;
         loop {
             match self.entry.delete(self.token).await {
-                Ok(deleted) => {
-                    self.released = true;
-                    // If an answer was lost, that request was the one that deleted it.
-                    return if deleted || in_doubt { Ok(()) } else { Err(self.lost_error()) };
-                }
+                // If an answer was lost, that request was the one that deleted it.
+                Ok(deleted) => return Ok(deleted || in_doubt),
                 Err(error) if is_retryable(&error) => in_doubt |= error.effect() == Effect::Unknown,
                 Err(error) => return Err(error),
             }
             backoff.pause().await;
-            self.core().ensure_alive()?;
         }
     }
 

@@ -96,7 +96,8 @@ impl Mutex {
     /// # Cancel safety
     /// Safe: the session's task withdraws the entry, also when the store's answer had not arrived.
     pub async fn acquire(&self) -> Result<Guard> {
-        Attempt::new(&self.0)?.wait_for_grant().await
+        let attempt = Attempt::new(&self.0)?;
+        self.0.session.core().unless_lost(attempt.wait_for_grant()).await
     }
 
     /// Waits until the lock is granted, but not longer than `limit`.
@@ -122,12 +123,8 @@ impl Mutex {
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Option<Guard>> {
-        self.0.session.core().ensure_alive()?;
-        if let Some(first) = self.0.first().await? {
-            self.0.ensure_same_mode(&first)?;
-            return Ok(None);
-        }
-        Attempt::new(&self.0)?.grant_or_withdraw().await
+        let attempt = Attempt::new(&self.0)?;
+        self.0.session.core().unless_lost(attempt.grant_or_give_up()).await
     }
 }
 

@@ -35,6 +35,7 @@ struct State {
     entries: BTreeMap<Key, Entry>,
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     next_lease: i64,
+    history: Vec<(Key, Bytes)>,
 }
 
 impl Model {
@@ -46,6 +47,13 @@ impl Model {
     pub(crate) fn entries(&self, prefix: &str) -> Vec<Entry> {
         let state = self.lock();
         state.entries.values().filter(|entry| entry.key.to_string().starts_with(prefix)).cloned().collect()
+    }
+
+    /// Every value that a key ever had, in order.
+    pub(crate) fn history(&self, key: &Key) -> Vec<String> {
+        let state = self.lock();
+        let of_key = state.history.iter().filter(|(changed, _)| changed == key);
+        of_key.map(|(_, value)| String::from_utf8_lossy(value).into_owned()).collect()
     }
 
     pub(crate) fn has_lease(&self, lease: LeaseId) -> bool {
@@ -178,6 +186,7 @@ impl State {
         let at = Revision(self.revision);
         match write {
             Write::Put { key, value, lease } => {
+                self.history.push((key.clone(), value.clone()));
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let entry = Entry { key: key.clone(), value: value.clone(), created, modified: at, lease: *lease };
                 self.entries.insert(key.clone(), entry);
@@ -237,9 +246,11 @@ pub(crate) enum Fate {
     Slow(Duration),
     /// It takes effect, and the answer takes this much longer.
     SlowAnswer(Duration),
-    /// It does not arrive, and no answer ever comes.
+    /// It does not arrive, and no answer ever comes: the client gives up after a while.
     Lost,
 }
+
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to the store.
 pub(crate) struct Client {
@@ -282,7 +293,10 @@ impl Client {
                 self.env.sleep(by).await;
                 return answer;
             }
-            Fate::Lost => std::future::pending().await,
+            Fate::Lost => {
+                self.env.sleep(REQUEST_TIMEOUT).await;
+                return Err(unavailable().effect_unknown());
+            }
         }
         let answer = apply(&self.model);
         self.env.sleep(latency).await;

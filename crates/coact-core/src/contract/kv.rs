@@ -272,7 +272,8 @@ pub trait KvStore: Send + Sync + 'static {
     /// Lists up to `limit` entries of a dir.
     fn list(&self, dir: &Dir, order: Order, limit: usize, at: ReadAt) -> impl Future<Output = Result<Page>> + Send;
 
-    /// Lists up to `limit` dirs that have entries and whose path starts with `prefix`, in order, after the path `after`.
+    /// Lists up to `limit` dirs that have entries and whose path starts with `prefix`, after the dir `after`, in an order
+    /// of the engine's own.
     fn dirs(
         &self,
         realm: &Realm,

@@ -12,7 +12,7 @@ use super::{FORMAT_VERSION, corrupt, io_error};
 
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
 const MAGIC: &[u8; 8] = b"COACTSEG";
-const FILL_BYTES: usize = 1024 * 1024;
+const FILL_BYTES: usize = 512 * 1024;
 
 /// The verified header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,9 +84,11 @@ pub(super) fn fill(env: &Env, path: &Path, length: u64) -> Result<()> {
     while offset < length {
         let part = zeros.len().min((length - offset) as usize);
         file.write_at(offset, &zeros[..part]).map_err(failed)?;
+        // Little by little, since a large sync at the end would hold up those of the writer.
+        file.sync().map_err(failed)?;
         offset += part as u64;
     }
-    file.sync().map_err(failed)
+    Ok(())
 }
 
 /// Gives a file of zeros its header and its name, durably.

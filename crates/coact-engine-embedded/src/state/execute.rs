@@ -171,16 +171,14 @@ impl<'a> Transaction<'a> {
     }
 
     fn put(&mut self, put: &PutRequest) -> Option<Arc<Record>> {
-        let current = self.state.current(&put.key);
-        let value = match current {
-            Some(record) if put.ignore_value => record.value.clone(),
-            // A copy of its own, lest a small value keep a whole request in memory.
-            _ => Bytes::copy_from_slice(&put.value),
-        };
-        let lease = match current {
-            Some(record) if put.ignore_lease => record.lease,
-            _ => put.lease,
-        };
+        // A copy of its own, lest a small value keep a whole request in memory.
+        let (mut value, mut lease) = (Bytes::copy_from_slice(&put.value), put.lease);
+        if (put.ignore_value || put.ignore_lease)
+            && let Some(current) = self.state.current(&put.key)
+        {
+            value = if put.ignore_value { current.value.clone() } else { value };
+            lease = if put.ignore_lease { current.lease } else { lease };
+        }
         self.frame.put(&put.key, &value, lease);
         let event = self.state.put(&put.key, value, lease);
         let previous = event.previous.clone();
@@ -200,11 +198,19 @@ impl<'a> Transaction<'a> {
     }
 
     fn delete_range(&mut self, keys: &KeyRange, previous: bool) -> Answer {
-        let doomed: Vec<_> = self.state.slots(keys).filter_map(|slot| slot.at(WORKING)).cloned().collect();
-        for record in &doomed {
-            self.delete(&record.key, false);
+        let first = self.events.len();
+        if keys.is_one() {
+            self.delete(&keys.start, false);
+        } else {
+            let doomed: Vec<_> = self.state.slots(keys).filter_map(|slot| slot.at(WORKING)).cloned().collect();
+            doomed.iter().for_each(|record| self.delete(&record.key, false));
         }
-        Answer::Delete { deleted: doomed.len() as u64, previous: if previous { doomed } else { Vec::new() } }
+        let gone = self.events[first..].iter();
+        let deleted = gone.len() as u64;
+        Answer::Delete {
+            deleted,
+            previous: if previous { gone.filter_map(|event| event.previous.clone()).collect() } else { Vec::new() },
+        }
     }
 
     fn delete(&mut self, key: &[u8], expired: bool) {

@@ -9,7 +9,7 @@ mod lease;
 mod range;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -142,6 +142,7 @@ impl State {
     }
 
     /// The newest revision that the writer made.
+    #[cfg(test)]
     pub(crate) fn applied(&self) -> u64 {
         self.applied
     }
@@ -182,27 +183,36 @@ impl State {
     /// Sets a key at revision `applied + 1`, which [`end_commit`](Self::end_commit) completes.
     fn put(&mut self, key: &[u8], value: Bytes, lease: i64) -> Event {
         let revision = self.applied + 1;
-        let slot = self.keys.get_mut(key);
-        let previous = slot.as_ref().map(|slot| slot.latest.clone()).filter(|record| !record.is_tombstone());
-        let shared: Arc<[u8]> = slot.as_ref().map_or_else(|| key.into(), |slot| slot.latest.key.clone());
-        let record = Arc::new(Record {
-            key: shared.clone(),
-            value,
-            created: previous.as_ref().map_or(revision, |record| record.created),
-            modified: revision,
-            version: previous.as_ref().map_or(1, |record| record.version + 1),
-            lease,
-        });
-        match slot {
-            Some(slot) => slot.push(record.clone()),
-            None => {
-                self.keys.insert(shared.clone(), Slot::new(record.clone()));
+        let next = |shared: &Arc<[u8]>, previous: Option<&Arc<Record>>| {
+            Arc::new(Record {
+                key: shared.clone(),
+                value,
+                created: previous.map_or(revision, |record| record.created),
+                modified: revision,
+                version: previous.map_or(1, |record| record.version + 1),
+                lease,
+            })
+        };
+        // One look-up for both cases: keys share long prefixes, and look-ups are what a transaction costs.
+        let (record, previous) = match self.keys.entry(key.into()) {
+            Entry::Occupied(mut entry) => {
+                let slot = entry.get_mut();
+                let previous = Some(slot.latest.clone()).filter(|record| !record.is_tombstone());
+                let record = next(&slot.latest.key.clone(), previous.as_ref());
+                slot.push(record.clone());
+                (record, previous)
             }
-        }
+            Entry::Vacant(entry) => {
+                let record = next(entry.key(), None);
+                entry.insert(Slot::new(record.clone()));
+                (record, None)
+            }
+        };
+        let shared = &record.key;
         let held = previous.as_ref().map_or(0, |record| record.lease);
         if held != lease {
-            self.leases.detach(held, &shared);
-            self.leases.attach(lease, &shared);
+            self.leases.detach(held, shared);
+            self.leases.attach(lease, shared);
         }
         if previous.is_none() {
             self.live += 1;

@@ -102,12 +102,14 @@ impl State {
         if !keys.start.ends_with(b"/") || *keys != KeyRange::prefix(keys.start.clone()) {
             return None;
         }
-        // Keys of foreign making may lie deeper.
-        let deeper = (Excluded(&keys.start[..]), Excluded(&keys.end[..]));
-        if self.parents.range::<[u8], _>(deeper).next().is_some() {
-            return None;
+        let inside = (Included(&keys.start[..]), Excluded(&keys.end[..]));
+        let mut parents = self.parents.range::<[u8], _>(inside);
+        match (parents.next(), parents.next()) {
+            (None, _) => Some(None),
+            (Some((path, parent)), None) if path[..] == keys.start => Some(Some(parent)),
+            // Keys of foreign making may lie deeper.
+            _ => None,
         }
-        Some(self.parents.get(&keys.start[..]))
     }
 
     fn count_at(&self, keys: &KeyRange, revision: u64) -> u64 {

@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Node, convert,
-    errors::{ELECTION_EXPIRED, LEADER_MISSING, NO_LEADER, NOT_LEADER, STOPPED, failed},
+    errors::{ELECTION_EXPIRED, LEADER_MISSING, NO_LEADER, NOT_LEADER, STOPPED, failed, relayed},
     turn::{self, Place},
 };
 
@@ -26,8 +26,8 @@ impl Election for Node {
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
         let CampaignRequest { name, lease, value } = request.into_inner();
         let wanted = value.clone();
-        let adjust = async |place: &mut Place| self.adjust(place, wanted).await;
-        let place = self.take_turn(&name, lease, value, ELECTION_EXPIRED, adjust).await?;
+        let adjust = async |place: &Place| self.adjust(place, wanted).await;
+        let (place, _) = self.take_turn(&name, lease, value, ELECTION_EXPIRED, adjust).await?;
         let leader = LeaderKey { name, key: place.key, rev: place.created as i64, lease: place.lease };
         Ok(Response::new(CampaignResponse { header: self.header(place.revision), leader: Some(leader) }))
     }
@@ -80,9 +80,9 @@ impl Election for Node {
 
 impl Node {
     /// A lease that stands in the line already now proclaims what this campaign says.
-    async fn adjust(&self, place: &mut Place, wanted: Bytes) -> Result<(), Status> {
+    async fn adjust(&self, place: &Place, wanted: Bytes) -> Result<(), Status> {
         if place.found.as_ref().is_some_and(|found| *found != wanted) {
-            place.revision = self.put_as_leader(place.key.clone(), place.created, place.lease, wanted).await?;
+            self.put_as_leader(place.key.clone(), place.created, place.lease, wanted).await?;
         }
         Ok(())
     }
@@ -95,7 +95,7 @@ impl Node {
             success: vec![Op::Put(put)],
             failure: Vec::new(),
         };
-        let response = self.engine.txn(request).await.map_err(failed)?;
+        let response = self.engine.txn(request).await.map_err(relayed)?;
         if response.failed.is_some() {
             return Err(NOT_LEADER.into());
         }

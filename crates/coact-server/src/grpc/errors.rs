@@ -35,6 +35,7 @@ pub(super) const TTL_TOO_LARGE: Refusal = Refusal(Code::OutOfRange, "etcdserver:
 pub(super) const STOPPED: Refusal = Refusal(Code::Unavailable, "etcdserver: server stopped");
 
 // etcd's lock and election services pass on what its Go client says, whose errors have no code.
+pub(super) const NO_LOCK_KEY: Refusal = Refusal(Code::Unknown, "etcdserver: key is not provided");
 pub(super) const LOCK_EXPIRED: Refusal = Refusal(Code::Unknown, "mutex: session is expired");
 pub(super) const ELECTION_EXPIRED: Refusal = Refusal(Code::Unknown, "election: session expired");
 pub(super) const NOT_LEADER: Refusal = Refusal(Code::Unknown, "election: not leader");
@@ -57,6 +58,14 @@ pub(super) fn failed(error: FlatError) -> Status {
         )),
         FlatError::NotANumber(found) => Status::invalid_argument(format!("coact: {found:?} is not a number")),
         other => Status::internal(format!("coact: {other:?}")),
+    }
+}
+
+/// As [`failed`], in the words of etcd's lock and election services, which lose the code of what their client is told.
+pub(super) fn relayed(error: FlatError) -> Status {
+    match error {
+        FlatError::LeaseNotFound => Status::unknown(failed(error).message()),
+        other => failed(other),
     }
 }
 

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     Node,
-    errors::{EMPTY_KEY, LOCK_EXPIRED},
+    errors::{LOCK_EXPIRED, NO_LOCK_KEY},
 };
 
 #[tonic::async_trait]
@@ -15,14 +15,14 @@ impl Lock for Node {
     /// Waits for the lock. A caller that goes away before it has it leaves the line.
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
         let LockRequest { name, lease } = request.into_inner();
-        let place = self.take_turn(&name, lease, Bytes::new(), LOCK_EXPIRED, async |_| Ok(())).await?;
-        Ok(Response::new(LockResponse { header: self.header(place.revision), key: place.key }))
+        let (place, revision) = self.take_turn(&name, lease, Bytes::new(), LOCK_EXPIRED, async |_| Ok(())).await?;
+        Ok(Response::new(LockResponse { header: self.header(revision), key: place.key }))
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
         let UnlockRequest { key } = request.into_inner();
         if key.is_empty() {
-            return Err(EMPTY_KEY.into());
+            return Err(NO_LOCK_KEY.into());
         }
         let delete = DeleteRequest { keys: KeyRange::one(key), previous: false };
         let (_, revision) = self.write(Op::Delete(delete)).await?;

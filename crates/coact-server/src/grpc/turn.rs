@@ -4,7 +4,7 @@
 //! waits, waits for the key before its own to go away, so a release wakes one waiter. This is etcd's layout: clients
 //! that do the same from outside, such as `etcdctl lock`, queue up in the same line.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use coact_engine_embedded::flat::{
@@ -15,7 +15,7 @@ use tonic::Status;
 
 use super::{
     Node,
-    errors::{Refusal, STOPPED, failed, wrong_answer},
+    errors::{Refusal, STOPPED, failed, relayed, wrong_answer},
 };
 
 /// The lease that is granted to who brings none, as by etcd.
@@ -47,7 +47,8 @@ pub(super) fn created_at(key: &Bytes, revision: u64) -> Compare {
 impl Node {
     /// Takes a place in the line, waits for the turn, and leaves the line if the caller goes away or it fails.
     ///
-    /// `prepared` runs between the two, on the place that was taken.
+    /// `prepare` runs between the two, on the place that was taken. Returns the place, and the revision at which it
+    /// was seen to have its turn.
     ///
     /// # Cancel safety
     /// Dropping the future withdraws the key, unless the lease had it before.
@@ -57,21 +58,21 @@ impl Node {
         lease: i64,
         value: Bytes,
         expired: Refusal,
-        prepared: impl AsyncFnOnce(&mut Place) -> Result<(), Status> + Send,
-    ) -> Result<Place, Status> {
+        prepare: impl AsyncFnOnce(&Place) -> Result<(), Status> + Send,
+    ) -> Result<(Place, u64), Status> {
         let lease = if lease == 0 { self.new_session().await? } else { lease };
         let key = place_key(name, lease);
         let withdrawal =
             Withdrawal { node: self.clone(), key: key.clone(), after: self.engine.revision(), armed: true };
-        let mut place = self.join(key, lease, value).await?;
-        prepared(&mut place).await?;
-        place.revision = self.wait_for_turn(&line(name), &place, expired).await?.max(place.revision);
+        let place = self.join(key, lease, value).await?;
+        prepare(&place).await?;
+        let revision = self.wait_for_turn(&line(name), &place, expired).await?;
         withdrawal.disarm();
-        Ok(place)
+        Ok((place, revision))
     }
 
     /// The record under a name that has its turn, and the revision of the look.
-    pub(super) async fn first(&self, line: KeyRange) -> Result<(Option<std::sync::Arc<Record>>, u64), Status> {
+    pub(super) async fn first(&self, line: KeyRange) -> Result<(Option<Arc<Record>>, u64), Status> {
         let request = RangeRequest {
             keys: line,
             limit: 1,
@@ -96,7 +97,7 @@ impl Node {
             success: vec![Op::Put(put)],
             failure: vec![Op::Range(look)],
         };
-        let response = self.engine.txn(request).await.map_err(failed)?;
+        let response = self.engine.txn(request).await.map_err(relayed)?;
         let revision = response.revision;
         let found = match response.answers.into_iter().next() {
             Some(Answer::Put(_)) => return Ok(Place { key, created: revision, lease, revision, found: None }),
@@ -126,7 +127,7 @@ impl Node {
     }
 
     /// The one who is next before this creation revision.
-    async fn before(&self, line: &KeyRange, created: u64) -> Result<(Option<std::sync::Arc<Record>>, u64), Status> {
+    async fn before(&self, line: &KeyRange, created: u64) -> Result<(Option<Arc<Record>>, u64), Status> {
         let request = RangeRequest {
             keys: line.clone(),
             limit: 1,

@@ -63,6 +63,8 @@ struct Session {
     steps: FuturesUnordered<Abortable<BoxFuture<'static, (i64, Feed, Step)>>>,
     ready: VecDeque<WatchResponse>,
     next_id: i64,
+    /// How many of the watches want notices.
+    noticing: usize,
     progress: Option<ProgressAnswer>,
     next_notice: Instant,
     ended: bool,
@@ -100,6 +102,7 @@ impl Session {
             steps: FuturesUnordered::new(),
             ready: VecDeque::new(),
             next_id: 0,
+            noticing: 0,
             progress: None,
             next_notice,
             ended: false,
@@ -124,7 +127,6 @@ impl Session {
 
     /// Does the next thing that there is to do.
     async fn advance(&mut self) -> Result<(), Status> {
-        let notices = self.watches.values().any(|watch| watch.notices);
         let env = self.node.engine.env().clone();
         tokio::select! {
             () = self.node.signal.draining() => return Err(STOPPED.into()),
@@ -132,8 +134,11 @@ impl Session {
                 Some(request) => self.handle(request),
                 None => self.requests = None,
             },
-            Some(Ok((id, feed, step))) = self.steps.next() => self.stepped(id, feed, step)?,
-            () = env.sleep_until(self.next_notice), if notices => self.notices_are_due(),
+            // No pattern here: the end of a cancelled watch must not stop the polling of the others.
+            step = self.steps.next(), if !self.steps.is_empty() => if let Some(Ok((id, feed, step))) = step {
+                self.stepped(id, feed, step)?;
+            },
+            () = env.sleep_until(self.next_notice), if self.noticing > 0 => self.notices_are_due(),
         }
         Ok(())
     }
@@ -205,6 +210,7 @@ impl Session {
             quiet: true,
             notice_due: false,
         };
+        self.noticing += usize::from(subscription.notices);
         self.watches.insert(id, subscription);
     }
 
@@ -234,6 +240,7 @@ impl Session {
     fn remove(&mut self, id: i64) -> bool {
         let Some(watch) = self.watches.remove(&id) else { return false };
         watch.abort.abort();
+        self.noticing -= usize::from(watch.notices);
         if let Some(progress) = &mut self.progress {
             progress.waiting.remove(&id);
         }
@@ -277,7 +284,8 @@ impl Session {
     fn compacted(&mut self, id: i64, oldest: u64) {
         self.remove(id);
         self.ready.push_back(WatchResponse {
-            header: self.node.header(self.node.engine.revision()),
+            // As etcd: the revision that the watch got to, which is none.
+            header: self.node.header(0),
             watch_id: id,
             canceled: true,
             compact_revision: oldest as i64,

@@ -49,8 +49,11 @@ impl Clients {
         })
     }
 
-    pub(crate) async fn watch(&mut self) -> WatchStream {
+    /// Opens a watch stream with its first watch: etcd answers no header before it has something to say.
+    pub(crate) async fn watch(&mut self, first: WatchCreateRequest) -> WatchStream {
         let (requests, from) = mpsc::unbounded();
+        let create = WatchRequest { request_union: Some(RequestUnion::CreateRequest(first)) };
+        requests.unbounded_send(create).expect("the stream is open");
         let responses = self.watch.watch(from).await.expect("a watch stream opens").into_inner();
         WatchStream { requests, responses }
     }

@@ -67,8 +67,6 @@ async fn reads_and_writes() {
     let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
     assert_eq!(json["kvs"][0]["version"], 1, "a second life starts anew: {json}");
     assert_eq!(json["count"], 1);
-    let count = run(&node, "get --prefix fruit/ --count-only -w fields").await;
-    assert!(count.contains("\"Count\" : 1"), "{count}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -90,9 +88,9 @@ async fn watches() {
     run(&node, "put w/a 2").await;
     run(&node, "del w/a").await;
     let watch = followed(node.address(), &["watch", "--prefix", "w/", "--rev=2", "--prev-kv"]);
-    watch.has("PUT\n\n\nw/a\n1\nPUT\nw/a\n1\nw/a\n2\nDELETE\nw/a\n2\nw/a\n\n").await;
+    watch.has("PUT\nw/a\n1\nPUT\nw/a\n1\nw/a\n2\nDELETE\nw/a\n2\nw/a\n\n").await;
     run(&node, "put w/b live").await;
-    watch.has("PUT\n\n\nw/b\nlive\n").await;
+    watch.has("PUT\nw/b\nlive\n").await;
     run(&node, "compaction 4").await;
     let late = followed(node.address(), &["watch", "w/a", "--rev=2"]);
     late.has("watch was canceled (etcdserver: mvcc: required revision has been compacted)").await;
@@ -133,7 +131,7 @@ async fn locks_and_elects() {
     first.interrupt().await;
     second.has("deploy/").await;
     second.interrupt().await;
-    assert_eq!(run(&node, "lock once sh -c true").await, "", "a command runs under the lock");
+    assert_eq!(run(&node, "lock once true").await, "", "a command runs under the lock");
 
     let leader = followed(node.address(), &["elect", "post", "me"]);
     leader.has("me\n").await;

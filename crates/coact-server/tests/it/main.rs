@@ -1,10 +1,13 @@
 //! The node as its users meet it: against a real etcd, through etcdctl, at its limits, and at its end.
+#![allow(clippy::large_futures, reason = "a script of hundreds of calls is one large future, made once")]
 
 mod bed;
 mod client;
 mod differential;
 mod etcdctl;
+mod failure;
 mod limits;
 mod pages;
 mod shutdown;
 mod turns;
+mod watches;

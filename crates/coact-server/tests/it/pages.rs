@@ -56,8 +56,9 @@ async fn metrics_count_what_happened() {
     clients.kv.put(put("", "")).await.expect_err("no key");
     clients.kv.range(get("a")).await.expect("get");
     clients.lease.lease_grant(LeaseGrantRequest { ttl: 600, id: 1 }).await.expect("granted");
-    let mut watch = clients.watch().await;
-    watch.create(coact_engine_etcd::wire::etcdserverpb::WatchCreateRequest { key: bytes("a"), ..Default::default() });
+    let mut watch = clients
+        .watch(coact_engine_etcd::wire::etcdserverpb::WatchCreateRequest { key: bytes("a"), ..Default::default() })
+        .await;
     watch.next().await.expect("created");
 
     let call = |service: &str, method: &str, rest: &str| format!("{{service=\"{service}\",method=\"{method}\"{rest}}}");

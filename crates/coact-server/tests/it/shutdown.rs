@@ -67,8 +67,7 @@ async fn finishes_commits_and_keeps_what_was_acknowledged() {
 async fn ends_what_would_never_end() {
     let node = bed::node().await;
     let mut clients = Clients::connect(node.address()).await.expect("the node answers");
-    let mut watch = clients.watch().await;
-    watch.create(WatchCreateRequest { key: bytes("k"), ..Default::default() });
+    let mut watch = clients.watch(WatchCreateRequest { key: bytes("k"), ..Default::default() }).await;
     watch.next().await.expect("created");
     let (_requests, from) = futures::channel::mpsc::unbounded::<LeaseKeepAliveRequest>();
     let mut renewals = clients.lease.lease_keep_alive(from).await.expect("a stream").into_inner();

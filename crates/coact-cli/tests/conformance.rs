@@ -1,0 +1,10 @@
+//! The Kv contract as `coact serve` holds it, through `coact://`.
+
+use std::process::ExitCode;
+
+use coact_testkit::{bed::NodeBed, suite};
+
+fn main() -> ExitCode {
+    let binary = env!("CARGO_BIN_EXE_coact");
+    suite::kv::main(vec![Box::new(NodeBed::new(binary, |url| Box::pin(async move { coact::open(&url).await })))])
+}

@@ -1,0 +1,5 @@
+//! Checkers: they watch what happened and say whether it may happen.
+
+pub mod linearizable;
+pub mod tokens;
+pub mod unique;
