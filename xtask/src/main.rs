@@ -1,8 +1,19 @@
 //! `cargo xtask`: the project's development tasks, one module per command.
 
+#![allow(clippy::print_stdout, reason = "what a command says to the person who runs it")]
+
+mod bench;
+mod ci;
 mod codegen;
+mod deny;
+mod packages;
+mod run;
+mod test;
+mod tidy;
 
 use clap::{Parser, Subcommand};
+
+use crate::run::{root, run, run_with};
 
 #[derive(Debug, Parser)]
 #[command(name = "xtask", bin_name = "cargo xtask", about = "coact's development tasks")]
@@ -13,6 +24,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Install what the tests need (Debian packages), and run all of them
+    Test {
+        /// Passed on to `cargo test`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Check what the compiler does not: directions between crates, file sizes, paths named in documents
+    Tidy,
+    /// Everything that must hold before a change lands
+    Ci,
+    /// Measure coact beside what a user would pick instead: kv, lock or id
+    Bench {
+        /// Passed on: the part, and its options
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+        arguments: Vec<String>,
+    },
+    /// Check licences, advisories and sources of dependencies (needs `cargo install cargo-deny`)
+    Deny,
     /// Generate the etcd v3 wire types and stubs from their `.proto` files
     Codegen {
         /// Change nothing; fail if what is committed is not what would be generated
@@ -23,6 +52,11 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Test { arguments } => test::run(&arguments),
+        Command::Tidy => tidy::run(),
+        Command::Ci => ci::run(),
+        Command::Bench { arguments } => bench::run(&arguments),
+        Command::Deny => deny::run(),
         Command::Codegen { check: false } => codegen::run(),
         Command::Codegen { check: true } => codegen::check(),
     }

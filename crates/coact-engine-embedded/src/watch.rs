@@ -116,6 +116,8 @@ impl Watcher {
     }
 
     fn take_queued(&self) -> FlatResult<Option<Delivery>> {
+        // Revisions are queued event by event, under the state's write lock: this keeps half of one from being taken.
+        let _whole = self.state.read();
         let mut queue = self.watch.queue.lock();
         let Some((revision, mut events)) = queue.pending.pop_front() else {
             return queue.closed.clone().map_or(Ok(None), Err);

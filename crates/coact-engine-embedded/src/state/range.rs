@@ -78,8 +78,13 @@ impl State {
         let limit = if request.limit == 0 { usize::MAX } else { request.limit };
         let mut response = RangeResponse::default();
         let Some(parent) = parent else { return Some(response) };
-        let start: Bound<(u64, Arc<[u8]>)> = Included((request.created.0, Arc::from(&[][..])));
-        let mut entries = parent.by_creation.range((start, Unbounded));
+        let least = |created: u64| (created, Arc::from(&[][..]));
+        let start: Bound<(u64, Arc<[u8]>)> = Included(least(request.created.0));
+        let end = if request.created.1 == 0 { Unbounded } else { Excluded(least(request.created.1 + 1)) };
+        if request.created.1 != 0 && request.created.0 > request.created.1 {
+            return Some(response);
+        }
+        let mut entries = parent.by_creation.range((start, end));
         while let Some((created, key)) = if request.sort.descending { entries.next_back() } else { entries.next() } {
             let record = self.keys.get(key).and_then(|slot| slot.at(revision));
             let Some(record) = record.filter(|record| record.created == *created) else { continue };

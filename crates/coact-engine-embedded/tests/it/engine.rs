@@ -72,6 +72,7 @@ async fn a_watch_is_not_woken_by_others() {
 }
 
 #[tokio::test]
+#[allow(clippy::disallowed_methods, reason = "these tasks are the test's own")]
 async fn one_release_wakes_one_of_a_thousand_waiters() {
     let engine = memory().await;
     let mut waiting = Vec::new();
@@ -133,7 +134,7 @@ async fn history_is_kept_as_configured_and_survives_a_restart() {
     let place = tempfile::tempdir().expect("a directory");
     let config = Config {
         segment_bytes: 64 * 1024,
-        snapshot_bytes: 128 * 1024,
+        snapshot_bytes: 64 * 1024,
         history: History { revisions: 100, age: None },
         ..Config::in_dir(place.path())
     };

@@ -153,3 +153,32 @@ async fn a_large_past_comes_in_bearable_pieces_that_split_no_revision() {
     }
     assert!(pieces > 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_revision_comes_in_one_response_while_it_happens() {
+    let (_node, mut clients) = start(Limits::default()).await;
+    let mut stream = clients.watch(on("t/", "t0")).await;
+    next(&mut stream).await;
+    let keys: Vec<_> = (0..100).map(|at| format!("t/{at:02}")).collect();
+    for round in 0..200 {
+        let puts = keys.iter().map(|key| op(put(key, "x"))).collect();
+        clients.kv.txn(txn(vec![], puts, vec![])).await.expect("put");
+        let events = next(&mut stream).await.events;
+        assert_eq!(events.len(), keys.len(), "round {round}: a revision is split");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_watch_does_not_stop_the_others() {
+    let (_node, mut clients) = start(Limits::default()).await;
+    let mut stream = clients.watch(on("stays", "")).await;
+    next(&mut stream).await;
+    for round in 0..20 {
+        stream.create(WatchCreateRequest { watch_id: 7, ..on("goes", "") });
+        assert!(next(&mut stream).await.created);
+        stream.send(RequestUnion::CancelRequest(WatchCancelRequest { watch_id: 7 }));
+        assert!(next(&mut stream).await.canceled);
+        clients.kv.put(put("stays", "")).await.expect("put");
+        assert_eq!(next(&mut stream).await.events.len(), 1, "round {round}");
+    }
+}

@@ -91,6 +91,11 @@ impl Configuration {
         self.done[index / 64] >> (index % 64) & 1 == 1
     }
 
+    fn last_done(&self) -> Option<usize> {
+        let word = self.done.iter().rposition(|word| *word != 0)?;
+        Some(word * 64 + 63 - self.done[word].leading_zeros() as usize)
+    }
+
     fn with(&self, index: usize, value: Option<u64>) -> Self {
         let mut next = Self { done: self.done.clone(), value };
         next.done[index / 64] |= 1 << (index % 64);
@@ -123,22 +128,35 @@ impl Search<'_> {
 
     /// When the first of the operations returns that have not yet taken effect but must; `None` if there are none.
     fn first_return(&self, here: &Configuration) -> Option<u64> {
-        let open = self.operations.iter().enumerate().filter(|(index, _)| !here.is_done(*index));
-        open.filter_map(|(_, operation)| match operation.returned {
-            Returned::At(time) => Some(time),
-            Returned::Unknown | Returned::UnknownBy(_) => None,
-        })
-        .min()
+        let mut first = None;
+        for (_, operation) in self.open(here) {
+            // None returns before it is called.
+            if first.is_some_and(|first| operation.called > first) {
+                break;
+            }
+            if let Returned::At(time) = operation.returned {
+                first = Some(first.map_or(time, |first: u64| first.min(time)));
+            }
+        }
+        first
     }
 
     /// What may follow: operations called before that return whose answer fits the value.
     fn candidates(&self, here: &Configuration, latest: u64) -> Vec<Configuration> {
-        let last_called = self.operations.iter().enumerate().rfind(|(index, _)| here.is_done(*index));
-        let now = last_called.map_or(0, |(_, operation)| operation.called);
-        let open = self.operations.iter().enumerate().take_while(|(_, operation)| operation.called <= latest);
-        open.filter(|(index, operation)| !here.is_done(*index) && may_happen_at(operation, now))
+        let now = here.last_done().map_or(0, |last| self.operations[last].called);
+        self.open(here)
+            .take_while(|(_, operation)| operation.called <= latest)
+            .filter(|(_, operation)| may_happen_at(operation, now))
             .filter_map(|(index, operation)| Some(here.with(index, effect(operation, here.value)?)))
             .collect()
+    }
+
+    /// The operations that have not taken effect, by the time of their calls.
+    fn open(&self, here: &Configuration) -> impl Iterator<Item = (usize, &Operation)> {
+        let whole_words = here.done.iter().take_while(|word| **word == u64::MAX).count();
+        let first = whole_words * 64;
+        let rest = self.operations.iter().enumerate().skip(first);
+        rest.filter(|(index, _)| !here.is_done(*index)).map(|(index, operation)| (index, *operation))
     }
 }
 

@@ -164,10 +164,11 @@ impl Link {
         let is_same = !crashes.has_changed().unwrap_or(true);
         let reply = match (self.0.store)().filter(|_| is_same) {
             None => Err(unreachable()),
+            // A reply that was sent arrives, even if the node crashes in the same moment.
             Some(store) => tokio::select! {
                 biased;
-                _ = crashes.changed() => Err(lost()),
                 reply = request(store) => reply.map_err(as_seen_from_afar),
+                _ = crashes.changed() => Err(lost()),
             },
         };
         let _ = to.send(reply);

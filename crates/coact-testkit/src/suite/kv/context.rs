@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::bed::{Bed, PATIENCE, wait_until};
 
 /// A lease that a case can wait for to end, and that is long enough to do something meanwhile.
-const SHORT: Duration = Duration::from_secs(2);
+pub(super) const SHORT: Duration = Duration::from_secs(2);
 
 /// A store and a fresh realm of it.
 pub struct Context {

@@ -4,12 +4,12 @@ use std::{collections::BTreeSet, time::Duration};
 
 use coact_core::{
     ErrorKind,
-    contract::kv::{Change, Check, LeaseId},
+    contract::kv::{Change, Check, LeaseId, Revision},
 };
 
 use super::{
-    Context,
-    context::{assert_kind, guarded, put, put_leased, writes},
+    Context, Watching,
+    context::{SHORT, assert_kind, guarded, names, put, put_leased, writes},
 };
 
 /// Leases are counted in whole seconds by some engines.
@@ -93,12 +93,12 @@ cases! {
         cx.commit(writes(vec![put_leased(&cx.key("a/s"), "1", short), put_leased(&cx.key("a/l"), "1", long)])).await;
         cx.until_ended(short).await;
         assert!(cx.left(long).await.is_some());
-        assert_eq!(super::context::names(&cx.list("a").await), ["l"]);
+        assert_eq!(names(&cx.list("a").await), ["l"]);
     }
 
     async fn many_leases_expire(cx: &Context) {
         let kv = cx.kv.clone();
-        let ttl = Duration::from_secs(2).max(kv.guarantees().limits.ttl_min);
+        let ttl = SHORT.max(kv.guarantees().limits.ttl_min);
         let dir = cx.dir("a");
         cx.parallel(100, |index| {
             let (kv, key) = (kv.clone(), dir.key(&index.to_string()).expect("valid"));
@@ -110,18 +110,19 @@ cases! {
                     result => drop(result.expect("commits")),
                 }
             }
-        }).await;
+        })
+        .await;
         cx.until("all are gone", async || cx.list("a").await.entries.is_empty()).await;
     }
 }
 
 /// Puts three leased entries in one dir and one without lease in another.
-async fn put_three(cx: &Context, lease: LeaseId) -> coact_core::contract::kv::Revision {
+async fn put_three(cx: &Context, lease: LeaseId) -> Revision {
     let leased = |name: &str| put_leased(&cx.key(name), "1", lease);
     cx.commit(writes(vec![leased("a/x"), leased("a/y"), leased("a/z"), put(&cx.key("b/x"), "1")])).await.0
 }
 
-async fn assert_gone_together(watch: &mut super::Watching) {
+async fn assert_gone_together(watch: &mut Watching) {
     let mut gone = BTreeSet::new();
     let mut revisions = BTreeSet::new();
     for _ in 0..3 {

@@ -1,10 +1,13 @@
 //! The life of a store: closing it, and ending it hard and starting it again.
 
+use std::time::Duration;
+
 use coact_core::{
-    ErrorKind,
-    contract::kv::{Change, Check, KvHandle, Revision, Scope},
-    name::Dir,
+    Error, ErrorKind,
+    contract::kv::{Change, Check, KvHandle, Revision, Scope, TxnOutcome},
+    name::{Dir, Key},
 };
+use futures::future::join_all;
 
 use super::{
     ALONE, Context, DURABLE, RESTARTS,
@@ -17,15 +20,25 @@ cases! {
         let kv = cx.another_client().await;
         let (key, dir) = (cx.key("a/x"), cx.dir("a"));
         let created = kv.put(&key, "1", None).await.expect("commits");
+        let lease = kv.lease_grant(Duration::from_secs(600)).await.expect("granted").id;
         let clone = kv.clone();
         kv.close().await.expect("closes");
-        assert_kind(kv.put(&key, "2", None).await, ErrorKind::Closed);
-        assert_kind(clone.get(&key).await, ErrorKind::Closed);
-        assert_kind(kv.list(&dir, by_name(""), 1).await, ErrorKind::Closed);
-        assert_kind(kv.dirs(&cx.realm, "", "", 1).await, ErrorKind::Closed);
-        assert_kind(kv.lease_grant(std::time::Duration::from_secs(10)).await, ErrorKind::Closed);
-        assert!(kv.watch(Scope::Dir(dir), None).await.is_err_and(|error| error.kind() == ErrorKind::Closed));
-        assert_kind(cx.within("a wait on a closed client", kv.await_gone(&key, created)).await, ErrorKind::Closed);
+        let answers = [
+            ("put", kv.put(&key, "2", None).await.err()),
+            ("get", clone.get(&key).await.err()),
+            ("list", kv.list(&dir, by_name(""), 1).await.err()),
+            ("dirs", kv.dirs(&cx.realm, "", "", 1).await.err()),
+            ("lease_grant", kv.lease_grant(Duration::from_secs(10)).await.err()),
+            ("lease_renew", kv.lease_renew(lease).await.err()),
+            ("lease_left", kv.lease_left(lease).await.err()),
+            ("lease_revoke", kv.lease_revoke(lease).await.err()),
+            ("watch", kv.watch(Scope::Dir(dir), None).await.err()),
+            ("await_gone", cx.within("a wait on a closed client", kv.await_gone(&key, created)).await.err()),
+        ];
+        for (call, error) in &answers {
+            let kind = error.as_ref().map(Error::kind);
+            assert_eq!(kind, Some(ErrorKind::Closed), "{call} on a closed client; all answers: {answers:?}");
+        }
         // Once more is no error.
         kv.close().await.expect("is closed");
     }
@@ -36,14 +49,13 @@ cases! {
         const WRITERS: usize = 4;
         const ENOUGH: usize = 50;
         let dir = cx.dir("a");
-        let writers: Vec<_> = (0..WRITERS)
-            .map(|writer| cx.spawn(write_until_it_fails(cx.kv.clone(), dir.clone(), writer)))
-            .collect();
+        let writers: Vec<_> =
+            (0..WRITERS).map(|writer| cx.spawn(write_until_it_fails(cx.kv.clone(), dir.clone(), writer))).collect();
         cx.until("there is something to lose", async || cx.list("a").await.entries.len() >= ENOUGH).await;
         let kv = cx.restart().await;
         // Beds may restart so quickly that a client repeats instead of failing.
         cx.kv.close().await.expect("closes");
-        let acknowledged = futures::future::join_all(writers).await.concat();
+        let acknowledged = join_all(writers).await.concat();
         assert!(acknowledged.len() >= ENOUGH - WRITERS);
         for (key, revision) in &acknowledged {
             let entry = kv.get(key).await.expect("answers");
@@ -73,11 +85,11 @@ cases! {
         let kv = cx.restart().await;
         let txn = guarded(Check::CreatedAt(cx.key("a/x"), created), incr(&cx.key("n/x"), 1));
         let outcome = kv.txn(&cx.realm, txn).await.expect("answers");
-        assert!(matches!(outcome, coact_core::contract::kv::TxnOutcome::Committed { .. }), "{outcome:?}");
+        assert!(matches!(outcome, TxnOutcome::Committed { .. }), "{outcome:?}");
         assert_eq!(kv.get(&cx.key("n/x")).await.expect("answers").expect("is there").value, "42");
         let txn = guarded(Check::Absent(cx.key("a/x")), put(&cx.key("a/x"), "2"));
         let outcome = kv.txn(&cx.realm, txn).await.expect("answers");
-        assert!(matches!(outcome, coact_core::contract::kv::TxnOutcome::Refused { check: 0, .. }), "{outcome:?}");
+        assert!(matches!(outcome, TxnOutcome::Refused { check: 0, .. }), "{outcome:?}");
     }
 
     #[needs(RESTARTS)]
@@ -124,7 +136,7 @@ cases! {
 }
 
 /// Puts one new entry after another, and returns those that were acknowledged.
-async fn write_until_it_fails(kv: KvHandle, dir: Dir, writer: usize) -> Vec<(coact_core::name::Key, Revision)> {
+async fn write_until_it_fails(kv: KvHandle, dir: Dir, writer: usize) -> Vec<(Key, Revision)> {
     let mut acknowledged = Vec::new();
     loop {
         let key = dir.key(&format!("{writer}-{}", acknowledged.len())).expect("valid");

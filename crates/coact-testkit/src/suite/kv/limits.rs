@@ -56,10 +56,14 @@ cases! {
 
     async fn names_of_the_longest_length_work_in_any_script(cx: &Context) {
         for letter in ["x", "é", "漢字か", "🦀", " ", "%", "\\", "\"", "*", "{"] {
-            let text: String = letter.chars().cycle().scan(0, |bytes, char| {
-                *bytes += char.len_utf8();
-                (*bytes <= 128).then_some(char)
-            }).collect();
+            let text: String = letter
+                .chars()
+                .cycle()
+                .scan(0, |bytes, char| {
+                    *bytes += char.len_utf8();
+                    (*bytes <= 128).then_some(char)
+                })
+                .collect();
             let key = Key::new(&cx.realm, &text, &text).expect("valid");
             cx.kv.put(&key, "1", None).await.expect("commits");
             assert_eq!(cx.kv.get(&key).await.expect("answers").expect("is there").key, key);

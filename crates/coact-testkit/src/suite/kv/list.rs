@@ -105,7 +105,9 @@ cases! {
         cx.put("lock/gone/1", "x").await;
         cx.delete("lock/gone/1").await;
         let all = ["lock", "lock/a", "lock/b", "lock/b/c", "locks", "other"];
-        for (prefix, expected) in [("", &all[..]), ("lock", &all[..5]), ("lock/", &all[1..4]), ("lock/a", &all[1..2]), ("x", &[])] {
+        for (prefix, expected) in
+            [("", &all[..]), ("lock", &all[..5]), ("lock/", &all[1..4]), ("lock/a", &all[1..2]), ("x", &[])]
+        {
             for limit in [1, 2, 100] {
                 let found = all_dirs(cx, prefix, limit).await;
                 let paths: BTreeSet<_> = found.iter().map(Dir::path).collect();
@@ -151,7 +153,8 @@ cases! {
         cx.until("the write is seen", async || {
             let entry = cx.kv.get_at(&cx.key("a/x"), ReadAt::Any).await.expect("answers");
             entry.is_some_and(|entry| entry.modified == revision)
-        }).await;
+        })
+        .await;
     }
 }
 

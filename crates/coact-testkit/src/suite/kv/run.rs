@@ -32,7 +32,12 @@ pub fn main(beds: Vec<Box<dyn Bed>>) -> ExitCode {
     let skipped = Arc::new(Skipped::default());
     let mut trials = Vec::new();
     for bed in beds {
-        let stage = Arc::new(Stage { bed: bed.into(), started: OnceCell::new(), shared: Mutex::default(), turn: RwLock::default() });
+        let stage = Arc::new(Stage {
+            bed: bed.into(),
+            started: OnceCell::new(),
+            shared: Mutex::default(),
+            turn: RwLock::default(),
+        });
         trials.extend(all_cases().map(|case| trial(case, &stage, &runtime, &skipped)));
     }
     let conclusion = libtest_mimic::run(&args, trials);

@@ -3,7 +3,7 @@
 use coact_core::{
     ErrorKind,
     contract::kv::{Check, Found, LeaseId, Read, Revision, Txn, TxnOutcome, Write},
-    name::Realm,
+    name::{Key, Realm},
 };
 
 use super::{
@@ -132,7 +132,11 @@ cases! {
             Read::Last(dir.clone()),
             Read::Count(dir.clone()),
         ];
-        let txn = Txn { reads: reads.clone(), writes: vec![Write::Delete(key), put(&cx.key("q/new"), "2")], ..Txn::default() };
+        let txn = Txn {
+            reads: reads.clone(),
+            writes: vec![Write::Delete(key), put(&cx.key("q/new"), "2")],
+            ..Txn::default()
+        };
         let (revision, found) = cx.commit(txn).await;
         let created = |found: &Found| found.entry().map(|entry| entry.created);
         assert_eq!(found[..4].iter().map(created).collect::<Vec<_>>(), [Some(old), None, Some(old), Some(old)]);
@@ -210,8 +214,8 @@ cases! {
     }
 
     async fn another_realm_is_invalid(cx: &Context) {
-        let other = Realm::new("other").expect("valid").clone();
-        let key = coact_core::name::Key::new(&other, "a", "x").expect("valid");
+        let other = Realm::new("other").expect("valid");
+        let key = Key::new(&other, "a", "x").expect("valid");
         let txns = [
             writes(vec![put(&key, "1")]),
             Txn { checks: vec![Check::Absent(key.clone())], ..Txn::default() },

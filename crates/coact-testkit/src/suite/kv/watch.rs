@@ -89,17 +89,19 @@ cases! {
     async fn changes_of_concurrent_writers_arrive_once_and_in_order(cx: &Context) {
         let mut watch = cx.watch_dir("a", None).await;
         let dir = cx.dir("a");
-        let committed = cx.parallel(8, |task| {
-            let (kv, dir) = (cx.kv.clone(), dir.clone());
-            async move {
-                let mut revisions = Vec::new();
-                for round in 0..25 {
-                    let key = dir.key(&(task % 4).to_string()).expect("valid");
-                    revisions.push(kv.put(&key, format!("{task}-{round}"), None).await.expect("commits"));
+        let committed = cx
+            .parallel(8, |task| {
+                let (kv, dir) = (cx.kv.clone(), dir.clone());
+                async move {
+                    let mut revisions = Vec::new();
+                    for round in 0..25 {
+                        let key = dir.key(&(task % 4).to_string()).expect("valid");
+                        revisions.push(kv.put(&key, format!("{task}-{round}"), None).await.expect("commits"));
+                    }
+                    revisions
                 }
-                revisions
-            }
-        }).await;
+            })
+            .await;
         let mut committed: Vec<_> = committed.into_iter().flatten().collect();
         committed.sort();
         let mut seen = Vec::new();

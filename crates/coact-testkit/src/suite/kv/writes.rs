@@ -10,7 +10,7 @@ use coact_core::{
 
 use super::{
     Context,
-    context::{assert_kind, guarded, incr, put, put_leased, writes},
+    context::{assert_kind, guarded, incr, names, put, put_leased, writes},
 };
 
 cases! {
@@ -28,19 +28,21 @@ cases! {
 
     async fn revisions_are_unique_and_grow_over_concurrent_commits(cx: &Context) {
         let dir = cx.dir("many");
-        let revisions = cx.parallel(8, |task| {
-            let (kv, dir) = (cx.kv.clone(), dir.clone());
-            async move {
-                let mut revisions = Vec::new();
-                for round in 0..25 {
-                    let key = dir.key(&format!("{task}-{round}")).expect("valid");
-                    let revision = kv.put(&key, "x", None).await.expect("commits");
-                    assert_eq!(kv.get(&key).await.expect("answers").expect("is there").created, revision);
-                    revisions.push(revision);
+        let revisions = cx
+            .parallel(8, |task| {
+                let (kv, dir) = (cx.kv.clone(), dir.clone());
+                async move {
+                    let mut revisions = Vec::new();
+                    for round in 0..25 {
+                        let key = dir.key(&format!("{task}-{round}")).expect("valid");
+                        let revision = kv.put(&key, "x", None).await.expect("commits");
+                        assert_eq!(kv.get(&key).await.expect("answers").expect("is there").created, revision);
+                        revisions.push(revision);
+                    }
+                    revisions
                 }
-                revisions
-            }
-        }).await;
+            })
+            .await;
         for of_task in &revisions {
             assert!(of_task.is_sorted(), "a commit got a revision before an earlier one: {of_task:?}");
         }
@@ -124,7 +126,8 @@ cases! {
                     assert!(matches!(outcome, Ok(TxnOutcome::Committed { .. })), "{outcome:?}");
                 }
             }
-        }).await;
+        })
+        .await;
         assert_eq!(cx.value("n/x").await.as_deref(), Some("100"));
     }
 
@@ -139,25 +142,28 @@ cases! {
                     add_one(&kv, &key).await;
                 }
             }
-        }).await;
+        })
+        .await;
         assert_eq!(cx.value("n/x").await.as_deref(), Some("100"));
     }
 
     async fn one_of_many_creators_wins(cx: &Context) {
         let key = cx.key("a/x");
-        let won = cx.parallel(16, |task| {
-            let (kv, key) = (cx.kv.clone(), key.clone());
-            async move {
-                let txn = guarded(Check::Absent(key.clone()), put(&key, task.to_string()));
-                match kv.txn(key.realm(), txn).await.expect("answered") {
-                    TxnOutcome::Committed { .. } => Some(task),
-                    TxnOutcome::Refused { found, .. } => {
-                        assert!(found.is_some(), "refused by an entry that is not told");
-                        None
+        let won = cx
+            .parallel(16, |task| {
+                let (kv, key) = (cx.kv.clone(), key.clone());
+                async move {
+                    let txn = guarded(Check::Absent(key.clone()), put(&key, task.to_string()));
+                    match kv.txn(key.realm(), txn).await.expect("answered") {
+                        TxnOutcome::Committed { .. } => Some(task),
+                        TxnOutcome::Refused { found, .. } => {
+                            assert!(found.is_some(), "refused by an entry that is not told");
+                            None
+                        }
                     }
                 }
-            }
-        }).await;
+            })
+            .await;
         let winners: Vec<_> = won.into_iter().flatten().collect();
         assert_eq!(winners.len(), 1, "{winners:?}");
         assert_eq!(cx.value("a/x").await, Some(winners[0].to_string()));
@@ -182,7 +188,7 @@ cases! {
         ]);
         cx.commit(txn).await;
         cx.revoke(first).await;
-        assert_eq!(super::context::names(&cx.list("a").await), ["2", "3"]);
+        assert_eq!(names(&cx.list("a").await), ["2", "3"]);
     }
 }
 

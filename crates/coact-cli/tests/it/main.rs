@@ -1,0 +1,7 @@
+//! The command as people and scripts use it: real processes, real files, real signals.
+
+mod bad_input;
+mod commands;
+mod locks;
+mod node;
+mod tour;

@@ -1,0 +1,90 @@
+//! The Debian packages that the tests need. Installing a server normally starts it; here nothing may.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::run::succeed;
+
+const NEEDED: [&str; 3] = ["etcd-server", "etcd-client", "libfaketime"];
+/// Debian asks this program whether a service may be started.
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+/// Its answer "no".
+const DENIED: i32 = 101;
+
+/// Installs what is missing, if this is root on Debian; says what to do otherwise.
+pub(crate) fn install_missing() -> Result<()> {
+    let missing: Vec<&str> = NEEDED.into_iter().filter(|package| !is_installed(package)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
+    if !Path::new("/usr/bin/apt-get").exists() {
+        bail!("the tests need what these Debian packages bring: {}", missing.join(", "));
+    }
+    ensure!(is_root()?, "the tests need more packages; as root: {by_hand}");
+    println!("installing {}", missing.join(", "));
+    let _no_services = NoServices::begin()?;
+    succeed(apt_get().args(["update", "--quiet=2"]))?;
+    succeed(apt_get().args(["install", "--quiet=2", "--yes", "--no-install-recommends"]).args(&missing))
+}
+
+fn is_installed(package: &str) -> bool {
+    let query = Command::new("dpkg-query")
+        .args(["--show", "--showformat=${db:Status-Status}", package])
+        .stderr(Stdio::null())
+        .output();
+    query.is_ok_and(|query| query.stdout == b"installed")
+}
+
+fn is_root() -> Result<bool> {
+    let id = Command::new("id").arg("--user").output().context("running id")?;
+    Ok(id.stdout.trim_ascii() == b"0")
+}
+
+fn apt_get() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+/// While this lives, no package starts its service.
+struct NoServices {
+    /// Whether the policy is ours, to be removed.
+    ours: bool,
+}
+
+impl NoServices {
+    fn begin() -> Result<Self> {
+        if Path::new(POLICY).exists() {
+            let answer = Command::new(POLICY).args(["etcd", "start"]).status().context(POLICY)?;
+            ensure!(
+                answer.code() == Some(DENIED),
+                "{POLICY} lets packages start their services, so nothing was installed; install {} by hand",
+                NEEDED.join(", ")
+            );
+            return Ok(Self { ours: false });
+        }
+        let written = Self { ours: true };
+        write_policy().with_context(|| format!("writing {POLICY}"))?;
+        Ok(written)
+    }
+}
+
+fn write_policy() -> io::Result<()> {
+    fs::write(POLICY, format!("#!/bin/sh\n# By `cargo xtask test`, while it installs packages.\nexit {DENIED}\n"))?;
+    fs::set_permissions(POLICY, fs::Permissions::from_mode(0o755))
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.ours && let Err(error) = fs::remove_file(POLICY) {
+            println!("{POLICY} could not be removed: {error}");
+        }
+    }
+}
