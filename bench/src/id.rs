@@ -23,7 +23,11 @@ pub(crate) async fn run(time: Duration) {
     let per_second = next(&std, time).await;
     println!("  next,    41/10/12          {per_second:>14.0} /s   {:.3} of the cap of 4.096 M/s", per_second / CAP);
     let peer = ferroid(time);
-    println!("  ferroid, 41/10/12          {peer:>14.0} /s   {:.3} of the cap; next / ferroid {:.3}", peer / CAP, per_second / peer);
+    println!(
+        "  ferroid, 41/10/12          {peer:>14.0} /s   {:.3} of the cap; next / ferroid {:.3}",
+        peer / CAP,
+        per_second / peer
+    );
     let wide = generator(&session, Layout::parse("39/2/22").expect("allowed"), "wide").await;
     let per_second = next(&wide, time).await;
     println!("  next,    39/2/22           {per_second:>14.0} /s   {:.1} ns each", 1e9 / per_second);

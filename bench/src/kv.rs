@@ -92,7 +92,11 @@ async fn million(dir: &std::path::Path) {
     let took = began.elapsed();
     let grown = resident("self").saturating_sub(before);
     let over = (grown as f64 - payload as f64) / MILLION as f64;
-    println!("  open: {:.2} s   memory: {:.0} MB resident, {over:.0} B a key over the payload", took.as_secs_f64(), grown as f64 / 1e6);
+    println!(
+        "  open: {:.2} s   memory: {:.0} MB resident, {over:.0} B a key over the payload",
+        took.as_secs_f64(),
+        grown as f64 / 1e6
+    );
     kv.close().await.expect("it closes");
 }
 
@@ -106,7 +110,10 @@ async fn fill(url: &str) -> usize {
         let writes: Vec<_> = (first..(first + 16).min(MILLION))
             .map(|index| Write::Put { key: key(index / 1000, index), value: vec![7; VALUE_BYTES].into(), lease: None })
             .collect();
-        payload += writes.iter().map(|write| write.key().to_flat(&coact::Namespace::default()).len() + VALUE_BYTES).sum::<usize>();
+        payload += writes
+            .iter()
+            .map(|write| write.key().to_flat(&coact::Namespace::default()).len() + VALUE_BYTES)
+            .sum::<usize>();
         let (kv, realm) = (kv.clone(), realm.clone());
         running.push(tokio::spawn(async move { kv.txn(&realm, Txn { writes, ..Txn::default() }).await }));
         if running.len() == 1000 {

@@ -15,7 +15,12 @@ pub(crate) struct Measured {
 }
 
 /// Runs `client(index)` in a loop in `clients` tasks. An operation that fails ends the measurement loudly.
-pub(crate) async fn closed_loop<C, F>(name: &str, clients: usize, time: Duration, client: impl Fn(usize) -> C) -> Measured
+pub(crate) async fn closed_loop<C, F>(
+    name: &str,
+    clients: usize,
+    time: Duration,
+    client: impl Fn(usize) -> C,
+) -> Measured
 where
     C: FnMut() -> F + Send + 'static,
     F: Future<Output = ()> + Send,
@@ -46,12 +51,7 @@ where
 pub(crate) fn measured(name: &str, mut took: Vec<Duration>, time: Duration) -> Measured {
     took.sort_unstable();
     let at = |part: f64| took.get((took.len() as f64 * part) as usize).copied().unwrap_or_default();
-    Measured {
-        name: name.to_owned(),
-        per_second: took.len() as f64 / time.as_secs_f64(),
-        p50: at(0.5),
-        p99: at(0.99),
-    }
+    Measured { name: name.to_owned(), per_second: took.len() as f64 / time.as_secs_f64(), p50: at(0.5), p99: at(0.99) }
 }
 
 /// Prints rows, each with its ratio to the row named `base`.

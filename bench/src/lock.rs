@@ -21,7 +21,10 @@ const FLOOR: &str = "bare group commit of the same bytes";
 
 pub(crate) async fn run(time: Duration, embedded_only: bool) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut stores = vec![(EMBEDDED, coact::open(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens"))];
+    let mut stores = vec![(
+        EMBEDDED,
+        coact::open(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens"),
+    )];
     let mut peers = Vec::new();
     if !embedded_only {
         peers = vec![(NODE, Peer::node(dir.path()).await), (ETCD, Peer::etcd(dir.path()).await)];

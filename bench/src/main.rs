@@ -3,7 +3,12 @@
 //! `cargo xtask bench kv|lock|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
 //! ratio of two rows of one run means something, and of three runs more. A crate of its own, so that nobody's tests
 //! build the peers.
-#![allow(clippy::print_stdout, clippy::disallowed_methods, clippy::expect_used, reason = "a program that measures the real clock and prints")]
+#![allow(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    reason = "a program that measures the real clock and prints"
+)]
 
 mod floor;
 mod id;

@@ -14,7 +14,8 @@ pub(crate) struct Peer {
 impl Peer {
     /// A coact node, in a process of its own.
     pub(crate) async fn node(dir: &Path) -> Self {
-        let program = std::env::var("COACT_BENCH_NODE").expect("run this by `cargo xtask bench`, which builds the node");
+        let program =
+            std::env::var("COACT_BENCH_NODE").expect("run this by `cargo xtask bench`, which builds the node");
         let port = free_port();
         let mut command = Command::new(program);
         command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"]).arg(dir.join("node"));

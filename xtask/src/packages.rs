@@ -83,7 +83,9 @@ fn write_policy() -> io::Result<()> {
 
 impl Drop for NoServices {
     fn drop(&mut self) {
-        if self.ours && let Err(error) = fs::remove_file(POLICY) {
+        if self.ours
+            && let Err(error) = fs::remove_file(POLICY)
+        {
             println!("{POLICY} could not be removed: {error}");
         }
     }

@@ -7,16 +7,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{packages, run};
+use crate::{
+    packages,
+    run::{cargo, show},
+};
 
 /// Runs `cargo test` on the workspace with these arguments added. A bed that cannot start is a failure.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     packages::install_missing()?;
-    let mut command = run::cargo(&["test", "--workspace", "--locked"]);
+    let mut command = cargo(&["test", "--workspace", "--locked"]);
     command.args(args).env("COACT_BEDS", "require");
     let (totals, succeeded) = stream(&mut command)?;
     println!("{totals}");
-    ensure!(succeeded, "{} failed", run::show(&command));
+    ensure!(succeeded, "{} failed", show(&command));
     Ok(())
 }
 

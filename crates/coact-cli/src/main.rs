@@ -118,7 +118,11 @@ async fn run(command: Command) -> Result<Exit> {
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("COACT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,coact=info,coact_server=info"));
-    tracing_subscriber::fmt().with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_writer(std::io::stderr).with_env_filter(filter).init();
+    tracing_subscriber::fmt()
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .init();
 }
 
 #[cfg(test)]

@@ -152,7 +152,9 @@ fn directory(url: &Url) -> Result<PathBuf> {
         }
     };
     if path.trim_matches('/').is_empty() {
-        return Err(Error::invalid("embedded: needs a directory: write embedded:///absolute/path or embedded://./relative/path"));
+        return Err(Error::invalid(
+            "embedded: needs a directory: write embedded:///absolute/path or embedded://./relative/path",
+        ));
     }
     Ok(path.into())
 }
@@ -482,10 +484,7 @@ async fn tick(shared: Arc<Shared>, requests: mpsc::WeakSender<Proposal>) {
 }
 
 /// Runs work that blocks on the disk beside the runtime.
-async fn off_runtime<T: Send + 'static>(
-    env: &Env,
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<T> {
+async fn off_runtime<T: Send + 'static>(env: &Env, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     let (to, answer) = oneshot::channel();
     if let Some(work) = env.spawn_thread("coact-open", move || drop(to.send(work())))? {
         work();
@@ -547,5 +546,6 @@ fn create_store(env: &Env, state: &mut State, log: &mut Log) -> Result<()> {
 }
 
 fn cannot_open(dir: &Path, error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Unavailable, format!("the data directory {} cannot be opened", dir.display())).with_source(error)
+    Error::new(ErrorKind::Unavailable, format!("the data directory {} cannot be opened", dir.display()))
+        .with_source(error)
 }

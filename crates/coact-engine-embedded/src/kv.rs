@@ -9,9 +9,7 @@ use coact_core::{
         Change, Check, Entry, Feed, Found, GoneCause, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision,
         Scope, Txn, TxnOutcome, Write,
     },
-    guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom,
-    },
+    guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
     name::{Dir, Key, Namespace, Realm},
 };
 
@@ -77,9 +75,7 @@ impl EmbeddedKv {
             Read::Get(key) => RangeRequest { keys: KeyRange::one(self.flat(key)), ..RangeRequest::default() },
             Read::First(dir) => edge(dir, false),
             Read::Last(dir) => edge(dir, true),
-            Read::Count(dir) => {
-                RangeRequest { keys: self.dir_range(dir), count_only: true, ..RangeRequest::default() }
-            }
+            Read::Count(dir) => RangeRequest { keys: self.dir_range(dir), count_only: true, ..RangeRequest::default() },
         }
     }
 
@@ -91,9 +87,7 @@ impl EmbeddedKv {
                 lease: lease.map_or(0, |lease| lease.0),
                 ..PutRequest::default()
             }),
-            Write::Delete(key) => {
-                Op::Delete(DeleteRequest { keys: KeyRange::one(self.flat(&key)), previous: false })
-            }
+            Write::Delete(key) => Op::Delete(DeleteRequest { keys: KeyRange::one(self.flat(&key)), previous: false }),
             Write::Incr { key, by } => Op::Increment(IncrementRequest { key: self.flat(&key), by }),
         }
     }
@@ -165,8 +159,12 @@ impl KvStore for EmbeddedKv {
     }
 
     async fn list(&self, dir: &Dir, order: Order, limit: usize, _at: ReadAt) -> Result<Page> {
-        let mut request =
-            RangeRequest { keys: self.dir_range(dir), limit: limit.max(1), skip_count: true, ..RangeRequest::default() };
+        let mut request = RangeRequest {
+            keys: self.dir_range(dir),
+            limit: limit.max(1),
+            skip_count: true,
+            ..RangeRequest::default()
+        };
         match order {
             Order::Name { after } if after.is_empty() => {}
             Order::Name { after } => {
@@ -189,7 +187,8 @@ impl KvStore for EmbeddedKv {
         let base = format!("{}/{realm}/", self.namespace);
         let after = if after.is_empty() { String::new() } else { format!("{base}{after}//") };
         // One more, since the flat form of the dir `a` (`a//`) begins with the prefix `a/`, which its path does not.
-        let parents = self.engine.parents(format!("{base}{prefix}").as_bytes(), after.as_bytes(), limit.saturating_add(1));
+        let parents =
+            self.engine.parents(format!("{base}{prefix}").as_bytes(), after.as_bytes(), limit.saturating_add(1));
         let dir = |parent: &Bytes| Dir::from_flat(&self.namespace, std::str::from_utf8(parent).ok()?);
         Ok(parents.iter().filter_map(dir).filter(|dir| dir.path().starts_with(prefix)).take(limit).collect())
     }

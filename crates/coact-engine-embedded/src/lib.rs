@@ -22,14 +22,7 @@ mod state;
 mod watch;
 mod writer;
 
-use coact_core::{
-    Result,
-    contract::kv::KvHandle,
-    env::Env,
-    name::Namespace,
-    registry::Driver,
-    url::Url,
-};
+use coact_core::{Result, contract::kv::KvHandle, env::Env, name::Namespace, registry::Driver, url::Url};
 
 pub use engine::{Config, Engine, History, Stats, parse_durability};
 pub use log::FAILPOINTS;

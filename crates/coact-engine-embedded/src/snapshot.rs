@@ -22,8 +22,11 @@ use crate::{
     flat::Record,
     frame::{get_bytes, get_varint, put_bytes, put_varint},
     log::{SnapshotReader, SnapshotWriter},
-    state::{Commit, Slot, State},
+    state::{Commit, SharedKey, Slot, State, StoredCommit},
 };
+
+/// The versions of one key, oldest first.
+type Versions = Vec<Arc<Record>>;
 
 /// About how large a block gets.
 const BLOCK_BYTES: usize = 256 * 1024;
@@ -86,7 +89,7 @@ impl Capture {
         out.begin(0x03);
         let mut after: Option<Arc<[u8]>> = None;
         loop {
-            let chunk: Vec<(Arc<[u8]>, Vec<Arc<Record>>)> = {
+            let chunk: Vec<(SharedKey, Versions)> = {
                 let state = state.read();
                 let slots = state.slots_after(after.as_ref()).take(KEYS_PER_LOCK);
                 slots.map(|(key, slot)| (key.clone(), self.versions(slot))).collect()
@@ -101,7 +104,7 @@ impl Capture {
         out.flush()
     }
 
-    fn versions(&self, slot: &Slot) -> Vec<Arc<Record>> {
+    fn versions(&self, slot: &Slot) -> Versions {
         slot.versions().filter(|record| record.modified <= self.revision).cloned().collect()
     }
 
@@ -179,8 +182,8 @@ fn malformed(reader: &SnapshotReader, why: &str) -> Error {
 #[derive(Default)]
 struct Parts {
     revisions: Option<(u64, u64)>,
-    slots: Vec<Vec<Arc<Record>>>,
-    commits: Vec<(u64, u64, Vec<(Arc<[u8]>, bool)>)>,
+    slots: Vec<Versions>,
+    commits: Vec<StoredCommit>,
 }
 
 impl Parts {
@@ -215,7 +218,7 @@ impl Parts {
     }
 }
 
-fn decode_slot(block: &mut Bytes) -> Option<Vec<Arc<Record>>> {
+fn decode_slot(block: &mut Bytes) -> Option<Versions> {
     let count = get_varint(block)?;
     let mut versions = Vec::new();
     for _ in 0..count {
@@ -233,12 +236,12 @@ fn decode_slot(block: &mut Bytes) -> Option<Vec<Arc<Record>>> {
     Some(versions.into_iter().map(record).collect())
 }
 
-fn decode_commit(block: &mut Bytes) -> Option<(u64, u64, Vec<(Arc<[u8]>, bool)>)> {
+fn decode_commit(block: &mut Bytes) -> Option<StoredCommit> {
     let (revision, time_ms, count) = (get_varint(block)?, get_varint(block)?, get_varint(block)?);
-    let mut events = Vec::new();
+    let mut changed = Vec::new();
     for _ in 0..count {
-        let key: Arc<[u8]> = Arc::from(&get_bytes(block)?[..]);
-        events.push((key, get_varint(block)? != 0));
+        let key: SharedKey = Arc::from(&get_bytes(block)?[..]);
+        changed.push((key, get_varint(block)? != 0));
     }
-    Some((revision, time_ms, events))
+    Some(StoredCommit { revision, time_ms, changed })
 }

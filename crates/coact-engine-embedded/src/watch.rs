@@ -168,13 +168,8 @@ impl Hub {
     pub(crate) fn watch(self: &Arc<Self>, state: &Arc<RwLock<State>>, keys: KeyRange, start: u64) -> Watcher {
         let shown = state.read();
         let next = if start == 0 { shown.visible() + 1 } else { start };
-        let queue = Queue {
-            pending: VecDeque::new(),
-            events: 0,
-            caught_up: next > shown.visible(),
-            next,
-            closed: None,
-        };
+        let queue =
+            Queue { pending: VecDeque::new(), events: 0, caught_up: next > shown.visible(), next, closed: None };
         let watch = Arc::new(Watch { keys, queue: Mutex::new(queue), notify: Notify::new() });
         let id = self.tables.lock().insert(watch.clone());
         Watcher { id, watch, hub: self.clone(), state: state.clone() }

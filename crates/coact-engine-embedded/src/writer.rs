@@ -127,19 +127,8 @@ pub(crate) struct LogHandle {
 }
 
 impl Writer {
-    pub(crate) fn new(
-        shared: Arc<Shared>,
-        requests: mpsc::Receiver<Proposal>,
-        log: Option<LogHandle>,
-    ) -> Self {
-        Self {
-            shared,
-            requests,
-            log,
-            encoder: BatchEncoder::default(),
-            answers: Vec::new(),
-            closing: None,
-        }
+    pub(crate) fn new(shared: Arc<Shared>, requests: mpsc::Receiver<Proposal>, log: Option<LogHandle>) -> Self {
+        Self { shared, requests, log, encoder: BatchEncoder::default(), answers: Vec::new(), closing: None }
     }
 
     /// Works until closed, on a thread of its own.

@@ -171,11 +171,7 @@ async fn list(dir: &str, by_age: bool, limit: usize, target: &Target) -> Result<
     let kv = target.open().await?;
     let mut out = target.output();
     let mut left = limit;
-    let mut order = if by_age {
-        Order::Created { after: Revision(0) }
-    } else {
-        Order::Name { after: String::new() }
-    };
+    let mut order = if by_age { Order::Created { after: Revision(0) } } else { Order::Name { after: String::new() } };
     loop {
         let page = kv.list(&dir, order.clone(), left.min(PAGE_ENTRIES)).await?;
         page.entries.iter().for_each(|entry| out.row(output::entry(entry)));
@@ -300,14 +296,17 @@ impl TxnArgs {
         }
         for pair in &self.incrs {
             let (key, number) = split_pair("--incr", "KEY=NUMBER", pair)?;
-            let by = number.parse().map_err(|_| Error::invalid(format!("--incr {pair}: {number:?} is no whole number")))?;
+            let by =
+                number.parse().map_err(|_| Error::invalid(format!("--incr {pair}: {number:?} is no whole number")))?;
             txn.writes.push(Write::Incr { key: Key::parse(realm, key)?, by });
         }
         for key in &self.dels {
             txn.writes.push(Write::Delete(Key::parse(realm, key)?));
         }
         if txn == Txn::default() {
-            return Err(Error::invalid("the transaction is empty: give at least one of --check, --get, --put, --incr, --del"));
+            return Err(Error::invalid(
+                "the transaction is empty: give at least one of --check, --get, --put, --incr, --del",
+            ));
         }
         Ok(txn)
     }

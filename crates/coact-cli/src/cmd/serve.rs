@@ -47,7 +47,8 @@ impl Serve {
         let how = config.durability.to_string();
         // Before the node is up, so that a signal during a long recovery is not lost.
         let mut signals = Signals::new()?;
-        let server = Server::start(ServerConfig { listen: self.listen, ..ServerConfig::new(config) }, Env::real()).await?;
+        let server =
+            Server::start(ServerConfig { listen: self.listen, ..ServerConfig::new(config) }, Env::real()).await?;
         greet(server.address(), &what, &how);
         signals.first().await;
         say("finishing what was asked; once more to end at once");

@@ -13,9 +13,17 @@ fn refused(arguments: &[&str], code: i32, message: &str) {
 #[test]
 fn urls_and_names() {
     refused(&["kv", "get", "a/b", "--at", "localhost"], 2, "is not an engine URL: it has no scheme");
-    refused(&["kv", "get", "a/b", "--at", "redis://h"], 8, "URL scheme \"redis\" names no engine: choose from embedded, memory, etcd, coact");
+    refused(
+        &["kv", "get", "a/b", "--at", "redis://h"],
+        8,
+        "URL scheme \"redis\" names no engine: choose from embedded, memory, etcd, coact",
+    );
     refused(&["kv", "get", "a/b", "--at", "memory:?x=1"], 2, "URL option \"x\" is not known to memory");
-    refused(&["kv", "get", "a/b", "--at", "etcd://127.0.0.1:1/n?colour=1"], 2, "URL option \"colour\" is not known to etcd");
+    refused(
+        &["kv", "get", "a/b", "--at", "etcd://127.0.0.1:1/n?colour=1"],
+        2,
+        "URL option \"colour\" is not known to etcd",
+    );
     refused(&["kv", "get", "colour", "--at", "memory:"], 2, "key \"colour\" has no dir: write it as dir/name");
     refused(&["kv", "get", "a/b", "--realm", "a b", "--at", "memory:"], 2, "realm \"a b\" is not allowed");
     refused(&["kv", "get", "a/b", "--at", "coact://127.0.0.1:1"], 6, "coact serve");
@@ -23,14 +31,22 @@ fn urls_and_names() {
 
 #[test]
 fn blocks_refuse_what_forgets() {
-    refused(&["id", "next", "--at", "memory:"], 8, "id needs writes synced to disk before they are acknowledged, but memory: declares");
+    refused(
+        &["id", "next", "--at", "memory:"],
+        8,
+        "id needs writes synced to disk before they are acknowledged, but memory: declares",
+    );
     refused(&["lock", "run", "x", "--at", "memory:", "--", "true"], 8, "accept it with ?accept=volatile");
 }
 
 #[test]
 fn arguments() {
     refused(&["kv", "txn", "--at", "memory:"], 2, "the transaction is empty");
-    refused(&["kv", "txn", "--check", "exists:a/b", "--at", "memory:"], 2, "write absent:KEY, created:KEY=REVISION or modified:KEY=REVISION");
+    refused(
+        &["kv", "txn", "--check", "exists:a/b", "--at", "memory:"],
+        2,
+        "write absent:KEY, created:KEY=REVISION or modified:KEY=REVISION",
+    );
     refused(&["kv", "txn", "--put", "a/b", "--at", "memory:"], 2, "write --put KEY=VALUE");
     refused(&["kv", "txn", "--incr", "a/b=x", "--at", "memory:"], 2, "\"x\" is no whole number");
     refused(&["lock", "run", "x", "--ttl", "5", "--", "true"], 2, "use a number with a unit: 250ms, 10s, 5m, 1h");
@@ -54,5 +70,9 @@ async fn a_node_says_why_it_cannot_start() {
     let other = node.path().join("other");
     std::fs::create_dir(&other).expect("a directory");
     std::fs::write(other.join("00000000000000000001.seg"), "not a log").expect("a file");
-    refused(&["serve", "--listen", "127.0.0.1:0", "--data", other.to_str().expect("text")], 7, "00000000000000000001.seg is damaged at byte 0");
+    refused(
+        &["serve", "--listen", "127.0.0.1:0", "--data", other.to_str().expect("text")],
+        7,
+        "00000000000000000001.seg is damaged at byte 0",
+    );
 }

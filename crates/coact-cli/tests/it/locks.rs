@@ -147,7 +147,8 @@ async fn a_holder_paused_past_its_lease_is_fenced_off_and_ended() {
         .expect("it starts");
     exists(&file("held")).await;
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", paused.id())).expect("proc");
-    let group = Pid::from_raw(children.split_whitespace().next().expect("a child").parse().expect("a pid")).expect("a pid");
+    let group =
+        Pid::from_raw(children.split_whitespace().next().expect("a child").parse().expect("a pid")).expect("a pid");
     kill_process(pid(&paused), Signal::STOP).expect("it runs");
     kill_process_group(group, Signal::STOP).expect("it runs");
 

@@ -39,11 +39,9 @@ impl Node {
     }
 
     async fn ready(&self) {
-        wait_until(&Env::real(), "the node answers", PATIENCE, async || {
-            self.run(&["kv", "ls"]).status.success()
-        })
-        .await
-        .unwrap_or_else(|error| panic!("{error:#}: {}", self.process.log_tail()));
+        wait_until(&Env::real(), "the node answers", PATIENCE, async || self.run(&["kv", "ls"]).status.success())
+            .await
+            .unwrap_or_else(|error| panic!("{error:#}: {}", self.process.log_tail()));
     }
 
     /// kill -9, and up again on the same data.

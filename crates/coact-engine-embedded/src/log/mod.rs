@@ -227,7 +227,9 @@ impl Log {
         let length = if fits { self.options.segment_bytes } else { SEGMENT_HEADER_BYTES + needed };
         let prepared = match self.prepared.take().filter(|_| fits) {
             // The thread always answers, unless it was never started.
-            Some(answer) => answer.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "no segment was prepared"))),
+            Some(answer) => {
+                answer.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "no segment was prepared")))
+            }
             None => segment::fill(&self.env, &self.dir.join(PREPARED), length),
         };
         prepared?;

@@ -88,7 +88,13 @@ fn read_file(env: &Env, path: &Path) -> Result<Vec<u8>> {
 }
 
 /// A segment must be what its name says, and follow the one before, or what the snapshot has.
-fn check_place(path: &Path, first: u64, header: &SegmentHeader, before: Option<&(u64, u32, u64)>, after: u64) -> Result<()> {
+fn check_place(
+    path: &Path,
+    first: u64,
+    header: &SegmentHeader,
+    before: Option<&(u64, u32, u64)>,
+    after: u64,
+) -> Result<()> {
     if header.first != first {
         return Err(corrupt(path, 0, &format!("the file begins with batch {}, not as its name says", header.first)));
     }
@@ -102,7 +108,11 @@ fn check_place(path: &Path, first: u64, header: &SegmentHeader, before: Option<&
         None => first.min(after + 1),
     };
     if first != expected {
-        return Err(corrupt(path, 0, &format!("a segment is missing before it: batch {expected} comes next, this has {first}")));
+        return Err(corrupt(
+            path,
+            0,
+            &format!("a segment is missing before it: batch {expected} comes next, this has {first}"),
+        ));
     }
     Ok(())
 }
@@ -192,7 +202,9 @@ impl Walk<'_> {
                 .find(|(_, header)| header.proves_durable() > self.last_sequence);
             match proof {
                 None => return Ok(()),
-                Some((at, header)) => format!("a batch is bad, but batch {} at byte {at} was written after it", header.sequence),
+                Some((at, header)) => {
+                    format!("a batch is bad, but batch {} at byte {at} was written after it", header.sequence)
+                }
             }
         } else {
             "a batch is bad, but later segments exist".to_owned()

@@ -107,8 +107,7 @@ impl SnapshotReader {
         let failed = |error| io_error("read", &path, error);
         let file = env.disk().open(&path, OpenMode::Read).map_err(failed)?;
         let length = file.len().map_err(failed)?;
-        let mut reader =
-            Self { path: path.clone(), file, length, sequence, position: 0, blocks: 0, checksums: 0 };
+        let mut reader = Self { path: path.clone(), file, length, sequence, position: 0, blocks: 0, checksums: 0 };
         reader.check_header()?;
         Ok(Some(reader))
     }

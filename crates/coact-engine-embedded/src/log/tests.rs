@@ -46,7 +46,8 @@ fn expected(count: u64) -> Vec<(u64, Bytes)> {
 }
 
 fn files(dir: &Path, ending: &str) -> Vec<PathBuf> {
-    let mut paths: Vec<_> = std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
+    let mut paths: Vec<_> =
+        std::fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").path()).collect();
     paths.retain(|path| path.to_string_lossy().ends_with(ending));
     paths.sort();
     paths

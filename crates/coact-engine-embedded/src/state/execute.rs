@@ -145,11 +145,7 @@ impl<'a> Transaction<'a> {
         number.ok_or_else(|| FlatError::NotANumber(text.chars().take(40).collect()))
     }
 
-    fn apply(
-        &mut self,
-        request: &TxnRequest,
-        failed: &mut dyn Iterator<Item = Failed>,
-    ) -> TxnResponse {
+    fn apply(&mut self, request: &TxnRequest, failed: &mut dyn Iterator<Item = Failed>) -> TxnResponse {
         let failed_here = failed.next().flatten();
         let branch = if failed_here.is_none() { &request.success } else { &request.failure };
         let answers = branch

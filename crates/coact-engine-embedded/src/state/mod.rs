@@ -65,6 +65,17 @@ struct Parent {
     live: u64,
 }
 
+/// A key, shared by everything that names it.
+pub(crate) type SharedKey = Arc<[u8]>;
+
+/// A commit as a snapshot has it: its keys in order, each with whether a lease's end deleted it.
+#[derive(Debug)]
+pub(crate) struct StoredCommit {
+    pub(crate) revision: u64,
+    pub(crate) time_ms: u64,
+    pub(crate) changed: Vec<(SharedKey, bool)>,
+}
+
 /// One revision.
 #[derive(Debug)]
 pub(crate) struct Commit {
@@ -230,8 +241,14 @@ impl State {
             return None;
         }
         let key = previous.key.clone();
-        let tombstone =
-            Arc::new(Record { key: key.clone(), value: Bytes::new(), created: 0, modified: revision, version: 0, lease: 0 });
+        let tombstone = Arc::new(Record {
+            key: key.clone(),
+            value: Bytes::new(),
+            created: 0,
+            modified: revision,
+            version: 0,
+            lease: 0,
+        });
         slot.push(tombstone.clone());
         self.leases.detach(previous.lease, &key);
         self.live -= 1;
@@ -273,9 +290,9 @@ impl State {
                     events.push(self.put(&key, value, lease));
                 }
                 Change::Delete { key, expired } => {
-                    let event = self.delete(&key, expired).ok_or_else(|| {
-                        format!("revision {} deletes a key that does not exist", frame.revision)
-                    })?;
+                    let event = self
+                        .delete(&key, expired)
+                        .ok_or_else(|| format!("revision {} deletes a key that does not exist", frame.revision))?;
                     events.push(event);
                 }
                 Change::Compact { revision } => self.compact(revision),
@@ -363,10 +380,10 @@ impl State {
         &mut self,
         (applied, compacted): (u64, u64),
         slots: Vec<Vec<Arc<Record>>>,
-        commits: Vec<(u64, u64, Vec<(Arc<[u8]>, bool)>)>,
+        commits: Vec<StoredCommit>,
     ) -> Result<(), String> {
         (self.applied, self.visible, self.compacted) = (applied, applied, compacted);
-        let mut created: BTreeMap<Arc<[u8]>, Vec<(u64, Arc<[u8]>)>> = BTreeMap::new();
+        let mut created: BTreeMap<SharedKey, Vec<(u64, SharedKey)>> = BTreeMap::new();
         let mut keys = Vec::with_capacity(slots.len());
         for mut versions in slots {
             let latest = versions.pop().ok_or("a key without versions")?;
@@ -392,7 +409,7 @@ impl State {
                 (parent, Parent { by_creation: list.into_iter().collect(), live })
             })
             .collect();
-        for (revision, time_ms, changed) in commits {
+        for StoredCommit { revision, time_ms, changed } in commits {
             let events = changed
                 .into_iter()
                 .map(|(key, expired)| self.event_at(&key, revision, expired))
@@ -406,7 +423,8 @@ impl State {
     fn event_at(&self, key: &[u8], revision: u64, expired: bool) -> Option<Event> {
         let versions: Vec<_> = self.keys.get(key)?.versions().collect();
         let index = versions.binary_search_by_key(&revision, |record| record.modified).ok()?;
-        let previous = index.checked_sub(1).map(|index| versions[index].clone()).filter(|record| !record.is_tombstone());
+        let previous =
+            index.checked_sub(1).map(|index| versions[index].clone()).filter(|record| !record.is_tombstone());
         Some(Event { record: versions[index].clone(), previous, expired })
     }
 }

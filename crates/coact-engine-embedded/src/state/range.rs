@@ -148,7 +148,10 @@ impl State {
             .range::<[u8], _>((start, Unbounded))
             .take_while(|(parent, _)| parent.starts_with(prefix))
             .filter(|(_, parent)| {
-                parent.by_creation.iter().any(|(_, key)| self.keys.get(key).is_some_and(|slot| slot.at(self.visible).is_some()))
+                parent
+                    .by_creation
+                    .iter()
+                    .any(|(_, key)| self.keys.get(key).is_some_and(|slot| slot.at(self.visible).is_some()))
             })
             .take(limit)
             .map(|(parent, _)| Bytes::copy_from_slice(parent))

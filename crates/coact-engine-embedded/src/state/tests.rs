@@ -85,11 +85,8 @@ impl Harness {
                 self.model.put(key(*index), *value, next);
             }
             Step::PutIfAbsent { key: index, value } => {
-                let compare = Compare {
-                    keys: KeyRange::one(key(*index)),
-                    relation: Relation::Equal,
-                    target: Target::Created(0),
-                };
+                let compare =
+                    Compare { keys: KeyRange::one(key(*index)), relation: Relation::Equal, target: Target::Created(0) };
                 let request = TxnRequest { compare: vec![compare], ..one(Op::Put(put(*index, *value))) };
                 let absent = self.model.at(&key(*index), u64::MAX).is_none();
                 assert_eq!(self.run(request).failed.is_none(), absent);
@@ -134,7 +131,10 @@ impl Harness {
                 state.replay(frame, now).expect("consistent");
             }
         }
-        assert_eq!((state.applied(), state.compacted(), state.live()), (self.state.applied(), self.state.compacted(), self.state.live()));
+        assert_eq!(
+            (state.applied(), state.compacted(), state.live()),
+            (self.state.applied(), self.state.compacted(), self.state.live())
+        );
         self.state = state;
     }
 
@@ -173,7 +173,8 @@ impl Harness {
                     for revision in [visible, range::WORKING] {
                         let (slow, fast) = (self.state.range_at(&slow, revision), self.state.range_at(&fast, revision));
                         let names = |response: crate::flat::RangeResponse| {
-                            let mut names: Vec<_> = response.records.iter().map(|record| (record.created, record.key.clone())).collect();
+                            let mut names: Vec<_> =
+                                response.records.iter().map(|record| (record.created, record.key.clone())).collect();
                             if limit == 0 {
                                 names.sort();
                             }

@@ -84,17 +84,18 @@ impl Tour {
             return Ok(input.clone());
         }
         let usable = |path: &&&str| std::fs::metadata(path).is_ok_and(|file| file.len() > 10_000);
-        DEFAULT_INPUTS.iter().find(usable).map(PathBuf::from).ok_or_else(|| {
-            Error::invalid("no log or text file was found on this machine: name one with --input FILE")
-        })
+        DEFAULT_INPUTS
+            .iter()
+            .find(usable)
+            .map(PathBuf::from)
+            .ok_or_else(|| Error::invalid("no log or text file was found on this machine: name one with --input FILE"))
     }
 }
 
 /// The lines of the file, without their ends.
 fn read_lines(path: &Path, at_most: usize) -> Result<Vec<Vec<u8>>> {
-    let bytes = std::fs::read(path).map_err(|error| {
-        Error::invalid(format!("the input {} cannot be read", path.display())).with_source(error)
-    })?;
+    let bytes = std::fs::read(path)
+        .map_err(|error| Error::invalid(format!("the input {} cannot be read", path.display())).with_source(error))?;
     let text = bytes.strip_suffix(b"\n").unwrap_or(&bytes);
     let lines: Vec<Vec<u8>> = text.split(|byte| *byte == b'\n').take(at_most).map(<[u8]>::to_vec).collect();
     if lines.len() < 10 {

@@ -45,7 +45,8 @@ pub(super) async fn prove(kv: &KvHandle, lines: &[Vec<u8>], result: &Path) -> Re
     if entries.len() != lines.len() {
         return Err(wrong(format!("{} lines came out of {} that went in", entries.len(), lines.len())));
     }
-    let mut file = std::fs::File::create(result).map(std::io::BufWriter::new).map_err(|error| cannot_write(result, error))?;
+    let mut file =
+        std::fs::File::create(result).map(std::io::BufWriter::new).map_err(|error| cannot_write(result, error))?;
     let mut ids = HashSet::new();
     let mut tokens: Vec<u64> = Vec::new();
     let mut per_worker = Vec::new();

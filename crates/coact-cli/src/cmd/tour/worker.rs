@@ -4,11 +4,15 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use coact::{
-    Effect, Env, Error, ErrorKind, Key, Realm, Result, Retry, Session, SessionOptions, id, kv::{Check, Txn, TxnOutcome, Write},
+    Effect, Env, Error, ErrorKind, Key, Realm, Result, Retry, Session, SessionOptions, id,
+    kv::{Check, Txn, TxnOutcome, Write},
     lock,
 };
 
-use super::{proof::{RESULTS, Stamp}, read_lines};
+use super::{
+    proof::{RESULTS, Stamp},
+    read_lines,
+};
 use crate::{exit::Exit, output::write_line};
 
 /// How long the others wait for a worker that was killed while it held the lock.
@@ -85,8 +89,7 @@ impl TourWorker {
             Some(entry) => std::str::from_utf8(&entry.value).ok().and_then(|text| text.parse().ok()).unwrap_or(0),
         };
         let Some(line) = lines.get(at) else { return Ok(None) };
-        let stamp =
-            Stamp { line: at, id: ids.next().await?.to_string(), token: guard.token(), worker: self.number };
+        let stamp = Stamp { line: at, id: ids.next().await?.to_string(), token: guard.token(), worker: self.number };
         let mut value = serde_json::to_vec(&stamp).map_err(|_| Error::new(ErrorKind::Internal, "a stamp is JSON"))?;
         value.push(b'\n');
         value.extend_from_slice(line);
