@@ -19,19 +19,18 @@ const NODE: &str = "coact node, through coact://";
 const ETCD: &str = "etcd, through etcd://";
 const FLOOR: &str = "bare group commit of the same bytes";
 
-pub(crate) async fn run(time: Duration, embedded_only: bool) {
+pub(crate) async fn run(time: Duration, only: Option<String>) {
     let dir = tempfile::tempdir().expect("a directory");
-    let mut stores = vec![(
-        EMBEDDED,
-        coact::open(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens"),
-    )];
+    let embedded = format!("embedded://{}/embedded", dir.path().display());
     let mut peers = Vec::new();
-    if !embedded_only {
-        peers = vec![(NODE, Peer::node(dir.path()).await), (ETCD, Peer::etcd(dir.path()).await)];
-    }
-    for (name, peer) in &peers {
-        stores.push((name, peer.open().await));
-    }
+    let stores = match &only {
+        Some(url) => vec![(url.as_str(), coact::open(url).await.expect("it opens"))],
+        None => {
+            peers = vec![Peer::node(dir.path()).await, Peer::etcd(dir.path()).await];
+            let embedded = coact::open(&embedded).await.expect("it opens");
+            vec![(EMBEDDED, embedded), (NODE, peers[0].open().await), (ETCD, peers[1].open().await)]
+        }
+    };
     let floor = GroupCommit::new(dir.path());
     for clients in [1, 64] {
         let mut rows = vec![fdatasync(dir.path(), time / 2, ACQUIRE_BYTES)];
@@ -43,7 +42,7 @@ pub(crate) async fn run(time: Duration, embedded_only: bool) {
             rows.push(pairs(name, kv, clients, time).await);
         }
         print(&format!("acquire + release pairs, each client its own lock, {clients} clients, durable"), FLOOR, &rows);
-        if !embedded_only {
+        if !peers.is_empty() {
             ratio(&rows, EMBEDDED, ETCD);
             ratio(&rows, NODE, ETCD);
         }

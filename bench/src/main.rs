@@ -29,15 +29,15 @@ struct Bench {
     seconds: f64,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 enum Part {
     /// Puts and reads, and a store of a million keys: opening it, and its memory.
     Kv,
     /// Pairs of acquire and release.
     Lock {
-        /// Only in process: for a profiler.
-        #[arg(long)]
-        embedded_only: bool,
+        /// Only this store, instead of all: for a profiler. For example embedded:///path or coact://127.0.0.1:7070.
+        #[arg(long, value_name = "URL")]
+        at: Option<String>,
     },
     /// Ids.
     Id,
@@ -50,7 +50,7 @@ async fn main() {
     println!("{} cores, {} s a row", std::thread::available_parallelism().map_or(0, usize::from), bench.seconds);
     match bench.part {
         Part::Kv => kv::run(seconds).await,
-        Part::Lock { embedded_only } => lock::run(seconds, embedded_only).await,
+        Part::Lock { at } => lock::run(seconds, at).await,
         Part::Id => id::run(seconds).await,
     }
 }

@@ -279,10 +279,7 @@ impl Engine {
     /// # Cancel safety
     /// Safe: it never waits.
     pub async fn range(&self, request: RangeRequest) -> FlatResult<(RangeResponse, u64)> {
-        // A stopped engine still knows what it acknowledged; a closed one answers nothing.
-        if let Some(FlatError::Closed) = &*self.shared.stopped.lock() {
-            return Err(FlatError::Closed);
-        }
+        self.ensure_open()?;
         self.shared.state.read().range(&request)
     }
 
@@ -349,6 +346,7 @@ impl Engine {
     /// # Errors
     /// `LeaseNotFound` if it has ended.
     pub fn lease_status(&self, id: i64) -> FlatResult<LeaseStatus> {
+        self.ensure_open()?;
         let state = self.shared.state.read();
         let lease = state.leases.get(id).ok_or(FlatError::LeaseNotFound)?;
         let left = lease.deadline.saturating_duration_since(self.shared.env.now());
@@ -438,6 +436,14 @@ impl Engine {
         answer.await.unwrap_or(Ok(()))
     }
 
+    /// A stopped engine still knows what it acknowledged; a closed one answers nothing.
+    pub(crate) fn ensure_open(&self) -> FlatResult<()> {
+        match &*self.shared.stopped.lock() {
+            Some(FlatError::Closed) => Err(FlatError::Closed),
+            _ => Ok(()),
+        }
+    }
+
     async fn propose<T>(&self, make: impl FnOnce(oneshot::Sender<FlatResult<T>>) -> Proposal) -> FlatResult<T> {
         let (to, answer) = oneshot::channel();
         if self.requests.send(make(to)).await.is_err() {
@@ -463,6 +469,7 @@ async fn tick(shared: Arc<Shared>, requests: mpsc::WeakSender<Proposal>) {
         let wake = [due, interval.map(|interval| now + interval)].into_iter().flatten().min();
         let sleep = shared.env.sleep_until(wake.unwrap_or(now + Duration::from_secs(3600)));
         tokio::select! {
+            biased;
             () = sleep => {}
             () = shared.lease_added.notified() => {
                 if shared.stopped.lock().is_some() {

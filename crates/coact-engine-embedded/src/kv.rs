@@ -1,6 +1,6 @@
 //! The Kv contract on the embedded engine: a translation to the flat key space.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use coact_core::{
@@ -159,9 +159,10 @@ impl KvStore for EmbeddedKv {
     }
 
     async fn list(&self, dir: &Dir, order: Order, limit: usize, _at: ReadAt) -> Result<Page> {
+        let limit = limit.max(1);
         let mut request = RangeRequest {
             keys: self.dir_range(dir),
-            limit: limit.max(1),
+            limit: limit.saturating_add(1),
             skip_count: true,
             ..RangeRequest::default()
         };
@@ -178,12 +179,18 @@ impl KvStore for EmbeddedKv {
                 request.created.0 = after.0 + 1;
             }
         }
-        let (response, revision) = self.engine.range(request).await.map_err(error)?;
+        let by_creation = request.sort.by == SortBy::Created;
+        let (mut response, revision) = self.engine.range(request).await.map_err(error)?;
+        let more = response.records.len() > limit;
+        if more {
+            cut_page(&mut response.records, limit, by_creation);
+        }
         let entries = response.records.iter().filter_map(|record| self.entry(record)).collect();
-        Ok(Page { entries, more: response.more, revision: Revision(revision) })
+        Ok(Page { entries, more, revision: Revision(revision) })
     }
 
     async fn dirs(&self, realm: &Realm, prefix: &str, after: &str, limit: usize) -> Result<Vec<Dir>> {
+        self.engine.ensure_open().map_err(error)?;
         let base = format!("{}/{realm}/", self.namespace);
         let after = if after.is_empty() { String::new() } else { format!("{base}{after}//") };
         // One more, since the flat form of the dir `a` (`a//`) begins with the prefix `a/`, which its path does not.
@@ -194,6 +201,7 @@ impl KvStore for EmbeddedKv {
     }
 
     async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {
+        self.engine.ensure_open().map_err(error)?;
         let keys = match &scope {
             Scope::Key(key) => KeyRange::one(self.flat(key)),
             Scope::Dir(dir) => self.dir_range(dir),
@@ -245,6 +253,14 @@ impl KvStore for EmbeddedKv {
     async fn close(&self) -> Result<()> {
         self.engine.close().await
     }
+}
+
+/// Ends a page at the limit; by creation, not amid what one transaction created, since the next page begins after a
+/// revision. Only if one transaction created more than a page, the page is cut in it.
+fn cut_page(records: &mut Vec<Arc<Record>>, limit: usize, by_creation: bool) {
+    let next = records[limit].created;
+    let whole = records[..limit].iter().rposition(|record| record.created != next).map_or(0, |last| last + 1);
+    records.truncate(if by_creation && whole > 0 { whole } else { limit });
 }
 
 struct KvFeed {

@@ -210,7 +210,7 @@ impl Writer {
                 self.shared.lease_added.notify_one();
             }
             Proposal::Revoke(id, to) => {
-                let result = Transaction::new(state, &mut self.encoder, time_ms).revoke(id, false);
+                let result = Transaction::new(state, &mut self.encoder, time_ms).revoke(id, false, now);
                 self.answers.push(Answer::Done(to, result));
             }
             Proposal::Compact(revision, to) => {
@@ -222,7 +222,7 @@ impl Writer {
             }
             Proposal::Tick(to) => {
                 for id in state.leases.take_due(now) {
-                    let ended = Transaction::new(state, &mut self.encoder, time_ms).revoke(id, true);
+                    let ended = Transaction::new(state, &mut self.encoder, time_ms).revoke(id, true, now);
                     self.shared.counters.lease_expirations.fetch_add(ended.is_ok().into(), Relaxed);
                 }
                 self.answers.push(Answer::Done(to, Ok(())));

@@ -4,5 +4,6 @@
 
 pub mod bed;
 pub mod check;
+pub mod fault;
 pub mod sim;
 pub mod suite;

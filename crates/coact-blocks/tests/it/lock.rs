@@ -106,6 +106,27 @@ async fn a_dead_waiter_is_skipped_and_the_holder_keeps_the_lock() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_was_behind_a_dead_waiter_waits_for_the_one_before_it() {
+    let model = Model::new();
+    let (alive, doomed) = (Process::start(&model, 1), Process::start(&model, 2));
+    let (session, doomed_session) = (alive.session().await, doomed.session().await);
+    let holder = Mutex::new(&session, "job").expect("valid").acquire().await.expect("free");
+    let mut waiting = Vec::new();
+    for index in 0..300 {
+        let mutex = Mutex::new(if index == 298 { &doomed_session } else { &session }, "job").expect("valid");
+        waiting.push(start(async move { mutex.acquire().await.map(|guard| guard.token()) }));
+        pass(0.001).await;
+    }
+    model.end_lease(doomed_session.lease());
+    pass(0.1).await;
+    assert_eq!(session.lock_stats().wakeups, 1, "the one behind the dead waiter");
+    holder.release().await.expect("held");
+    pass(1.0).await;
+    let stats = session.lock_stats();
+    assert_eq!((stats.wakeups, stats.spurious_wakeups, stats.acquisitions), (300, 0, 300), "one for each release");
+}
+
+#[tokio::test(start_paused = true)]
 async fn barging_excludes_too_and_tokens_grow() {
     let model = Model::new();
     let inside = Arc::new(parking_lot::Mutex::new((0, Vec::new())));

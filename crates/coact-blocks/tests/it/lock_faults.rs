@@ -189,6 +189,22 @@ async fn a_waiter_whose_session_is_lost_gets_no_lock() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_process_that_was_paused_while_the_grant_was_on_its_way_gets_no_lock() {
+    let model = Model::new();
+    let process = Process::start(&model, 1);
+    let session = process.session().await;
+    process.faults.lock().fate = nth_txn(0, Fate::SlowAnswer(Duration::from_secs(1)));
+    let acquire = start({
+        let mutex = Mutex::new(&session, "job").expect("valid");
+        async move { mutex.acquire().await.map(drop) }
+    });
+    pass(0.5).await;
+    // Nothing runs for 20 s, and then everything is due at once.
+    tokio::time::advance(Duration::from_secs(20)).await;
+    assert_eq!(acquire.await.expect("ends").expect_err("lost").kind(), ErrorKind::Fenced);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_waiter_whose_entry_was_deleted_says_so() {
     let model = Model::new();
     let process = Process::start(&model, 1);

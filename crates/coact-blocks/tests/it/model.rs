@@ -271,7 +271,7 @@ impl Client {
             (faults.fate.as_mut().map_or(Fate::Arrives, |fate| fate(request)), faults.latency)
         };
         let unavailable = || Error::new(ErrorKind::Unavailable, "the connection was lost");
-        self.env.sleep(latency).await;
+        self.travel(latency).await;
         match fate {
             Fate::Arrives => {}
             Fate::Refused => return Err(unavailable()),
@@ -299,8 +299,14 @@ impl Client {
             }
         }
         let answer = apply(&self.model);
-        self.env.sleep(latency).await;
+        self.travel(latency).await;
         answer
+    }
+
+    async fn travel(&self, latency: Duration) {
+        if !latency.is_zero() {
+            self.env.sleep(latency).await;
+        }
     }
 }
 

@@ -184,7 +184,7 @@ pub enum Order {
         /// Start after this name; empty for the beginning.
         after: String,
     },
-    /// By creation, after this revision.
+    /// By creation, after this revision; what one transaction created comes in the order of names.
     Created {
         /// Start after what was created at this revision; zero for the beginning.
         after: Revision,
@@ -269,7 +269,8 @@ pub trait KvStore: Send + Sync + 'static {
     /// Reads one entry.
     fn get(&self, key: &Key, at: ReadAt) -> impl Future<Output = Result<Option<Entry>>> + Send;
 
-    /// Lists up to `limit` entries of a dir.
+    /// Lists up to `limit` entries of a dir. By creation, a page does not end amid what one transaction created, unless
+    /// that alone exceeds the limit.
     fn list(&self, dir: &Dir, order: Order, limit: usize, at: ReadAt) -> impl Future<Output = Result<Page>> + Send;
 
     /// Lists up to `limit` dirs that have entries and whose path starts with `prefix`, after the dir `after`, in an order
@@ -559,6 +560,11 @@ fn check_txn(realm: &Realm, txn: &Txn, limits: &Limits) -> Result<()> {
     }
     for check in &txn.checks {
         match check {
+            Check::CreatedAt(key, Revision(0)) | Check::ModifiedAt(key, Revision(0)) => {
+                return Err(Error::invalid(format!(
+                    "a check of {key} names revision 0, which no entry has: to check that there is none, use Absent"
+                )));
+            }
             Check::Absent(key) | Check::CreatedAt(key, _) | Check::ModifiedAt(key, _) => {
                 check_realm(realm, key.realm())?;
             }

@@ -4,16 +4,18 @@
 //! segment   NNNNNNNNNNNNNNNNNNNN.seg, named by its first sequence; its full length from the start, filled with zeros
 //!   header  64 B: "COACTSEG", format u16, zero u16, length u64, first sequence u64, chain u32, zeros, crc32c u32
 //!   batch   32 B: magic u32, payload length u32, sequence u64, chain u32, payload crc32c u32, unsynced u32, crc32c u32
-//!           payload, masked; zeros up to a multiple of 8
+//!           payload and zeros up to a multiple of 8, masked
 //! snapshot  NNNNNNNNNNNNNNNNNNNN.snap, see `snapshot`
 //! ```
 //! Integers are little-endian. *Chain* is the header checksum of the batch before. *Unsynced* is how many batches right
 //! before this one were not known to be durable when it was written: always zero when every batch is synced. The
-//! *mask*, eight bytes made from the sequence, keeps zeros in a payload from looking like a sector never written.
+//! *mask*, eight bytes other than zero made from the sequence, keeps zeros from looking like a sector never written.
 //!
 //! A batch is the unit of a write and of a sync, so a crash can tear only what was not synced. A bad batch is a **torn
 //! tail**, and is cut, if no later one proves it durable, and if a 512-byte sector of it was never written. Anything
-//! else is **corruption**: opening is refused, with the file and the offset.
+//! else is **corruption**: opening is refused, with the file and the offset. Garbage after zeros is a torn tail, too: of
+//! a batch whose first sectors are missing. A newest batch that lost a whole sector after its sync looks just like one
+//! that was torn: no log can tell, unless something was written after it.
 
 mod record;
 mod recovery;
@@ -24,6 +26,7 @@ mod tests;
 
 use std::{
     io,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     sync::mpsc,
 };
@@ -43,6 +46,8 @@ use segment::SEGMENT_HEADER_BYTES;
 pub(crate) const FORMAT_VERSION: u16 = 1;
 /// The most bytes of one batch.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The sequences that batches have. The end is never reached; up to it, arithmetic does not overflow.
+const SEQUENCES: RangeInclusive<u64> = 1..=u64::MAX / 2;
 /// A segment that is being filled with zeros.
 const PREPARED: &str = "next-segment.tmp";
 
@@ -66,6 +71,7 @@ pub const FAILPOINTS: &[&str] = &[
 /// How a log is laid out.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LogOptions {
+    /// The size of a segment, preallocated; a batch that does not fit gets a larger one.
     pub(crate) segment_bytes: u64,
 }
 
@@ -104,6 +110,7 @@ impl Log {
         after: u64,
         replay: &mut dyn FnMut(u64, Bytes) -> Result<()>,
     ) -> Result<Self> {
+        let options = LogOptions { segment_bytes: options.segment_bytes.max(SEGMENT_HEADER_BYTES) };
         let mut log = match recovery::recover(env, dir, after, replay)? {
             Some(found) if found.last_sequence >= after => Self {
                 env: env.clone(),
@@ -120,7 +127,7 @@ impl Log {
             },
             other => Self::create(env, dir, options, after, other.map_or(Vec::new(), |found| found.segments))?,
         };
-        log.prepare_next()?;
+        log.prepare_next();
         Ok(log)
     }
 
@@ -191,7 +198,7 @@ impl Log {
     /// About how many bytes of log a recovery from a snapshot at this sequence reads.
     pub(crate) fn bytes_after(&self, sequence: u64) -> u64 {
         let sealed = self.segments.len() - 1;
-        let needed = |index: &usize| self.segments[index + 1].first > sequence + 1;
+        let needed = |index: &usize| self.segments[index + 1].first > sequence.saturating_add(1);
         let whole: u64 = (0..sealed).filter(needed).map(|index| self.segments[index].length).sum();
         whole + if self.last_sequence > sequence { self.position } else { 0 }
     }
@@ -199,7 +206,7 @@ impl Log {
     /// Removes the segments in which every batch is of this sequence or an earlier one; never the active one.
     pub(crate) fn drop_through(&mut self, sequence: u64) -> Result<()> {
         let mut removed = false;
-        while self.segments.len() > 1 && self.segments[1].first <= sequence + 1 {
+        while self.segments.len() > 1 && self.segments[1].first <= sequence.saturating_add(1) {
             fail::fail_point!("log.drop.before-remove");
             let path = &self.segments[0].path;
             self.env.disk().remove(path).map_err(|error| io_error("remove", path, error))?;
@@ -225,43 +232,59 @@ impl Log {
         let first = self.last_sequence + 1;
         let fits = SEGMENT_HEADER_BYTES + needed <= self.options.segment_bytes;
         let length = if fits { self.options.segment_bytes } else { SEGMENT_HEADER_BYTES + needed };
-        let prepared = match self.prepared.take().filter(|_| fits) {
-            // The thread always answers, unless it was never started.
-            Some(answer) => {
-                answer.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "no segment was prepared")))
-            }
-            None => segment::fill(&self.env, &self.dir.join(PREPARED), length),
-        };
-        prepared?;
+        let is_prepared = self.wait_for_prepared();
+        if !is_prepared || !fits {
+            segment::fill(&self.env, &self.dir.join(PREPARED), length)?;
+        }
         self.file = segment::begin(&self.env, &self.dir, PREPARED, first, length, self.chain)?;
         self.segments.push(SegmentInfo { path: segment::path(&self.dir, first), first, length });
         self.position = SEGMENT_HEADER_BYTES;
-        self.prepare_next()
+        self.prepare_next();
+        Ok(())
     }
 
-    /// Fills the next segment with zeros beside the writer, so that a rotation need not wait for it.
-    fn prepare_next(&mut self) -> Result<()> {
+    /// Fills the next segment with zeros beside the writer, so that a rotation need not wait for it. If that fails, the
+    /// rotation does it: the disk may have room by then, and only then does it matter.
+    fn prepare_next(&mut self) {
         let (answer, prepared) = mpsc::sync_channel(1);
         let (env, path, length) = (self.env.clone(), self.dir.join(PREPARED), self.options.segment_bytes);
         let work = move || {
             // Nobody listens any more if the log was closed meanwhile.
             let _ = answer.send(segment::fill(&env, &path, length));
         };
-        if let Some(work) = self.env.spawn_thread("coact-segment", work)? {
+        if let Ok(Some(work)) = self.env.spawn_thread("coact-segment", work) {
             work();
         }
         self.prepared = Some(prepared);
-        Ok(())
+    }
+
+    /// Whether the next segment is full of zeros. The thread that fills it has ended then, in either case.
+    fn wait_for_prepared(&mut self) -> bool {
+        // A thread that never started does not answer.
+        self.prepared.take().is_some_and(|answer| matches!(answer.recv(), Ok(Ok(()))))
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
         // The preparing thread must not write in a directory that somebody else opens.
-        if let Some(prepared) = self.prepared.take() {
-            let _ = prepared.recv();
-        }
+        self.wait_for_prepared();
     }
+}
+
+/// The files with this ending, in the order of the sequences that they are named by.
+fn named_by_sequence(dir: &Path, names: &[String], ending: &str) -> Result<Vec<(u64, PathBuf)>> {
+    let mut paths = Vec::new();
+    for name in names {
+        let Some(number) = name.strip_suffix(ending) else { continue };
+        let path = dir.join(name);
+        let digits = number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit());
+        let sequence = number.parse().ok().filter(|_| digits);
+        let sequence = sequence.ok_or_else(|| corrupt(&path, 0, "the name is not a sequence number"))?;
+        paths.push((sequence, path));
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 fn io_error(what: &str, path: &Path, error: io::Error) -> Error {

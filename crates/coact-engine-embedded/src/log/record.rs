@@ -22,8 +22,8 @@ impl RecordHeader {
     pub(super) fn encode_with(&self, payload: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(&self.encode());
         out.extend_from_slice(payload);
-        mask(self.sequence, &mut out[RECORD_HEADER_BYTES..]);
         out.resize(extent(payload.len()) as usize, 0);
+        mask(self.sequence, &mut out[RECORD_HEADER_BYTES..]);
     }
 
     fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
@@ -60,12 +60,9 @@ impl RecordHeader {
 
     /// Takes the payload out of the bytes after the header, in place; false if it is not what was written.
     pub(super) fn reveal(&self, rest: &mut [u8]) -> bool {
-        let (payload, padding) = rest.split_at_mut(self.length as usize);
-        if padding.iter().any(|byte| *byte != 0) {
-            return false;
-        }
-        mask(self.sequence, payload);
-        crc32c::crc32c(payload) == self.payload_crc
+        mask(self.sequence, rest);
+        let (payload, padding) = rest.split_at(self.length as usize);
+        padding.iter().all(|byte| *byte == 0) && crc32c::crc32c(payload) == self.payload_crc
     }
 
     /// Everything up to this sequence was durable when the batch was written.
@@ -79,14 +76,15 @@ pub(super) fn extent(payload: usize) -> u64 {
     (RECORD_HEADER_BYTES + payload).next_multiple_of(ALIGNMENT) as u64
 }
 
-/// Masks, and unmasks.
-fn mask(sequence: u64, payload: &mut [u8]) {
+/// Masks, and unmasks: payload and padding, since a sector may hold only the last few bytes of a batch.
+fn mask(sequence: u64, bytes: &mut [u8]) {
     // SplitMix64's finalizer: any sequence gives bytes that are all over the place.
     let mut word = sequence.wrapping_add(0x9e37_79b9_7f4a_7c15);
     word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    let mask = (word ^ (word >> 31)).to_le_bytes();
-    for chunk in payload.chunks_mut(mask.len()) {
+    // No byte of the mask is zero, so no padding looks unwritten.
+    let mask = (word ^ (word >> 31) | 0x0101_0101_0101_0101).to_le_bytes();
+    for chunk in bytes.chunks_mut(mask.len()) {
         for (byte, mask) in chunk.iter_mut().zip(mask) {
             *byte ^= mask;
         }

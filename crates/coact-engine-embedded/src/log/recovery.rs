@@ -9,7 +9,7 @@ use coact_core::{
 };
 
 use super::{
-    SegmentInfo, corrupt, io_error,
+    SegmentInfo, corrupt, io_error, named_by_sequence,
     record::{ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader},
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
@@ -37,8 +37,7 @@ pub(super) fn recover(
     let mut segments: Vec<SegmentInfo> = Vec::new();
     let mut end = None;
     for (index, (first, path)) in paths.iter().enumerate() {
-        let bytes = read_file(env, path)?;
-        let header = SegmentHeader::decode(path, &bytes)?;
+        let (header, bytes) = read_segment(env, path)?;
         check_place(path, *first, &header, end.as_ref(), after)?;
         let mut walk = Walk {
             path,
@@ -47,44 +46,48 @@ pub(super) fn recover(
             last_sequence: header.first - 1,
             chain: header.chain,
             is_last: index + 1 == paths.len(),
+            starts: Vec::new(),
+            proved_durable: 0,
         };
         let tail = walk.replay(after, replay)?;
         if tail == Tail::Torn {
             walk.cut(env)?;
         }
+        if walk.is_last {
+            walk.make_durable(env)?;
+        }
         segments.push(SegmentInfo { path: path.clone(), first: header.first, length: header.length });
         end = Some((walk.last_sequence, walk.chain, walk.position));
     }
     let (Some((last_sequence, chain, position)), Some(active)) = (end, segments.last()) else { return Ok(None) };
+    // A kill -9 may have come between a name and its sync: of the segment, or of the snapshot that was just read.
+    env.disk().sync_dir(dir).map_err(|error| io_error("sync", dir, error))?;
     let file = env.disk().open(&active.path, OpenMode::Write).map_err(|error| io_error("open", &active.path, error))?;
-    // What was written before a kill -9 may be in no disk yet, and is about to be shown to readers.
-    file.sync().map_err(|error| io_error("sync", &active.path, error))?;
     Ok(Some(Found { segments, file, position, last_sequence, chain }))
 }
 
 /// The segments by their first sequence. Files that were not finished are removed.
 fn segment_paths(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let disk = env.disk();
-    let mut paths = Vec::new();
-    for name in disk.list(dir).map_err(|error| io_error("list", dir, error))? {
-        let path = dir.join(&name);
-        if name == super::PREPARED {
-            disk.remove(&path).map_err(|error| io_error("remove", &path, error))?;
-        } else if let Some(number) = name.strip_suffix(".seg") {
-            let first = number.parse().map_err(|_| corrupt(&path, 0, "the name is not a sequence number"))?;
-            paths.push((first, path));
-        }
+    let names = disk.list(dir).map_err(|error| io_error("list", dir, error))?;
+    if names.iter().any(|name| name == super::PREPARED) {
+        let path = dir.join(super::PREPARED);
+        disk.remove(&path).map_err(|error| io_error("remove", &path, error))?;
     }
-    paths.sort();
-    Ok(paths)
+    named_by_sequence(dir, &names, ".seg")
 }
 
-fn read_file(env: &Env, path: &Path) -> Result<Vec<u8>> {
+/// Reads a segment whose header is right: only then is the length of the file to be believed.
+fn read_segment(env: &Env, path: &Path) -> Result<(SegmentHeader, Vec<u8>)> {
     let failed = |error| io_error("read", path, error);
     let file = env.disk().open(path, OpenMode::Read).map_err(failed)?;
-    let mut bytes = vec![0; file.len().map_err(failed)? as usize];
+    let length = file.len().map_err(failed)?;
+    let mut bytes = vec![0; length.min(SEGMENT_HEADER_BYTES) as usize];
     file.read_at(0, &mut bytes).map_err(failed)?;
-    Ok(bytes)
+    let header = SegmentHeader::decode(path, &bytes, length)?;
+    bytes.resize(length as usize, 0);
+    file.read_at(0, &mut bytes).map_err(failed)?;
+    Ok((header, bytes))
 }
 
 /// A segment must be what its name says, and follow the one before, or what the snapshot has.
@@ -131,6 +134,10 @@ struct Walk<'a> {
     last_sequence: u64,
     chain: u32,
     is_last: bool,
+    /// Where each batch begins.
+    starts: Vec<u64>,
+    /// The last batch says that everything up to this sequence was durable when it was written.
+    proved_durable: u64,
 }
 
 impl Walk<'_> {
@@ -150,6 +157,8 @@ impl Walk<'_> {
             rest.truncate(header.length as usize);
             self.last_sequence = header.sequence;
             self.chain = header.checksum();
+            self.starts.push(self.position);
+            self.proved_durable = header.proves_durable();
             self.position = end as u64;
             if header.sequence > after {
                 replay(header.sequence, Bytes::from(rest))?;
@@ -162,8 +171,12 @@ impl Walk<'_> {
         let Some(header) = self.bytes.get(self.position as usize..).and_then(RecordHeader::decode) else {
             return Ok(None);
         };
-        if header.sequence != self.last_sequence + 1 || header.chain != self.chain {
+        if header.sequence != self.last_sequence + 1 {
             let why = format!("batch {} follows batch {}", header.sequence, self.last_sequence);
+            return Err(corrupt(self.path, self.position, &why));
+        }
+        if header.chain != self.chain {
+            let why = format!("batch {} was written after another batch than the one before it", header.sequence);
             return Err(corrupt(self.path, self.position, &why));
         }
         Ok(Some(header))
@@ -222,6 +235,19 @@ impl Walk<'_> {
             at = end;
         }
         false
+    }
+
+    /// Makes durable what is about to be shown to readers. After a kill -9 a sync would do. After a failed sync the
+    /// system may show what it never wrote, and take it for written (fsyncgate): so it is written once more.
+    fn make_durable(&self, env: &Env) -> Result<()> {
+        let failed = |error| io_error("sync", self.path, error);
+        let file = env.disk().open(self.path, OpenMode::Write).map_err(failed)?;
+        let first = self.last_sequence + 1 - self.starts.len() as u64;
+        let proved = (self.proved_durable + 1).saturating_sub(first) as usize;
+        if let Some(start) = self.starts.get(proved) {
+            file.write_at(*start, &self.bytes[*start as usize..self.position as usize]).map_err(failed)?;
+        }
+        file.sync().map_err(failed)
     }
 
     /// Zeroes everything after the last good batch, so that nothing of it is taken for a batch later.

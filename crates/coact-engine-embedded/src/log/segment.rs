@@ -8,7 +8,7 @@ use coact_core::{
     env::{DiskFile, Env, OpenMode},
 };
 
-use super::{FORMAT_VERSION, corrupt, io_error};
+use super::{FORMAT_VERSION, SEQUENCES, corrupt, io_error};
 
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
 const MAGIC: &[u8; 8] = b"COACTSEG";
@@ -35,8 +35,8 @@ impl SegmentHeader {
         bytes
     }
 
-    /// Verifies the header of a segment and that the file is as long as it says.
-    pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+    /// Verifies the header of a segment, the first bytes of a file that has so many, and that this is what it says.
+    pub(super) fn decode(path: &Path, bytes: &[u8], file_bytes: u64) -> Result<Self> {
         let damaged = |why| Err(corrupt(path, 0, why));
         let Some(header) = bytes.get(..SEGMENT_HEADER_BYTES as usize) else {
             return damaged("the file is shorter than its header: it was truncated");
@@ -57,9 +57,13 @@ impl SegmentHeader {
             ));
         }
         let found = Self { length: long(12), first: long(20), chain: word(28) };
-        if found.length != bytes.len() as u64 {
-            let why = format!("the file has {} bytes of {}: it was truncated", bytes.len(), found.length);
-            return Err(corrupt(path, bytes.len() as u64, &why));
+        if found.length != file_bytes {
+            let what = if file_bytes < found.length { "truncated" } else { "extended" };
+            let why = format!("the file has {file_bytes} bytes instead of {}: it was {what}", found.length);
+            return Err(corrupt(path, file_bytes.min(found.length), &why));
+        }
+        if !SEQUENCES.contains(&found.first) {
+            return damaged("no batch can have the sequence that the header begins with");
         }
         Ok(found)
     }

@@ -5,7 +5,7 @@
 //! block   16 B: length u32, number u32, payload crc32c u32, crc32c u32; payload
 //! footer  16 B: 0xffffffff, count of blocks u32, crc32c over the blocks' checksums u32, crc32c u32; then the file ends
 //! ```
-//! Written under another name, synced, renamed, the directory synced; only then are older ones removed.
+//! Written under a name of its own, synced, renamed, the directory synced; only then are older ones removed.
 
 use std::path::{Path, PathBuf};
 
@@ -15,19 +15,22 @@ use coact_core::{
     env::{DiskFile, Env, OpenMode},
 };
 
-use super::{FORMAT_VERSION, PAYLOAD_BYTES_MAX, corrupt, io_error};
+use super::{FORMAT_VERSION, SEQUENCES, corrupt, io_error, named_by_sequence};
 
 const MAGIC: &[u8; 8] = b"COACTSNP";
 const HEADER_BYTES: u64 = 32;
 const BLOCK_HEADER_BYTES: u64 = 16;
 const FOOTER: u32 = u32::MAX;
-const UNFINISHED: &str = "snapshot.tmp";
+const UNFINISHED: &str = ".snap.tmp";
 
 /// Writes a snapshot.
 pub(crate) struct SnapshotWriter {
     env: Env,
     dir: PathBuf,
     sequence: u64,
+    /// Where it is until it is finished.
+    unfinished: PathBuf,
+    renamed: bool,
     file: Box<dyn DiskFile>,
     position: u64,
     blocks: u32,
@@ -37,23 +40,37 @@ pub(crate) struct SnapshotWriter {
 impl SnapshotWriter {
     /// Begins a snapshot of everything up to a sequence.
     pub(crate) fn create(env: &Env, dir: &Path, sequence: u64) -> Result<Self> {
-        let path = dir.join(UNFINISHED);
-        let file = env.disk().open(&path, OpenMode::Create).map_err(|error| io_error("create", &path, error))?;
+        // A name of its own: the thread of an engine that was closed meanwhile may still be writing another one.
+        let unfinished = dir.join(format!("{sequence:020}-{:016x}{UNFINISHED}", env.random()));
+        let file =
+            env.disk().open(&unfinished, OpenMode::Create).map_err(|error| io_error("create", &unfinished, error))?;
         let mut header = [0; HEADER_BYTES as usize];
         header[..8].copy_from_slice(MAGIC);
         header[8..10].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
         header[16..24].copy_from_slice(&sequence.to_le_bytes());
         seal(&mut header);
-        let mut writer =
-            Self { env: env.clone(), dir: dir.to_owned(), sequence, file, position: 0, blocks: 0, checksums: 0 };
+        let mut writer = Self {
+            env: env.clone(),
+            dir: dir.to_owned(),
+            sequence,
+            unfinished,
+            renamed: false,
+            file,
+            position: 0,
+            blocks: 0,
+            checksums: 0,
+        };
         writer.write(&header)?;
         Ok(writer)
     }
 
-    /// Writes one block.
+    /// Writes one block, of less than 4 GiB.
     pub(crate) fn write_block(&mut self, payload: &[u8]) -> Result<()> {
+        let length = u32::try_from(payload.len()).ok().filter(|length| *length != FOOTER).ok_or_else(|| {
+            Error::new(ErrorKind::Exhausted, format!("a block of {} bytes is too large for a snapshot", payload.len()))
+        })?;
         let checksum = crc32c::crc32c(payload);
-        self.write(&block_header(payload.len() as u32, self.blocks, checksum))?;
+        self.write(&block_header(length, self.blocks, checksum))?;
         self.write(payload)?;
         self.blocks += 1;
         self.checksums = crc32c::crc32c_append(self.checksums, &checksum.to_le_bytes());
@@ -64,15 +81,16 @@ impl SnapshotWriter {
     pub(crate) fn finish(mut self) -> Result<()> {
         let footer = block_header(FOOTER, self.blocks, self.checksums);
         self.write(&footer)?;
-        let unfinished = self.dir.join(UNFINISHED);
-        self.file.sync().map_err(|error| io_error("sync", &unfinished, error))?;
+        self.file.sync().map_err(|error| io_error("sync", &self.unfinished, error))?;
         fail::fail_point!("snapshot.before-rename");
         let disk = self.env.disk();
         let path = self.dir.join(format!("{:020}.snap", self.sequence));
-        disk.rename(&unfinished, &path).map_err(|error| io_error("rename", &unfinished, error))?;
+        disk.rename(&self.unfinished, &path).map_err(|error| io_error("rename", &self.unfinished, error))?;
+        self.renamed = true;
         disk.sync_dir(&self.dir).map_err(|error| io_error("sync", &self.dir, error))?;
         fail::fail_point!("snapshot.after-rename");
-        for (sequence, older) in snapshot_paths(&self.env, &self.dir)? {
+        let names = list(&self.env, &self.dir)?;
+        for (sequence, older) in named_by_sequence(&self.dir, &names, ".snap")? {
             if sequence < self.sequence {
                 fail::fail_point!("snapshot.before-remove-older");
                 disk.remove(&older).map_err(|error| io_error("remove", &older, error))?;
@@ -82,10 +100,18 @@ impl SnapshotWriter {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let path = self.dir.join(UNFINISHED);
-        self.file.write_at(self.position, bytes).map_err(|error| io_error("write to", &path, error))?;
+        self.file.write_at(self.position, bytes).map_err(|error| io_error("write to", &self.unfinished, error))?;
         self.position += bytes.len() as u64;
         Ok(())
+    }
+}
+
+impl Drop for SnapshotWriter {
+    fn drop(&mut self) {
+        if !self.renamed {
+            // Of no use, and perhaps what fills the disk. If it cannot be removed now, the next opening does it.
+            let _ = self.env.disk().remove(&self.unfinished);
+        }
     }
 }
 
@@ -101,9 +127,14 @@ pub(crate) struct SnapshotReader {
 }
 
 impl SnapshotReader {
-    /// Opens the newest snapshot of a directory and removes an unfinished one.
+    /// Opens the newest snapshot of a directory and removes unfinished ones.
     pub(crate) fn newest(env: &Env, dir: &Path) -> Result<Option<Self>> {
-        let Some((sequence, path)) = snapshot_paths(env, dir)?.pop() else { return Ok(None) };
+        let names = list(env, dir)?;
+        for name in names.iter().filter(|name| name.ends_with(UNFINISHED)) {
+            let path = dir.join(name);
+            env.disk().remove(&path).map_err(|error| io_error("remove", &path, error))?;
+        }
+        let Some((sequence, path)) = named_by_sequence(dir, &names, ".snap")?.pop() else { return Ok(None) };
         let failed = |error| io_error("read", &path, error);
         let file = env.disk().open(&path, OpenMode::Read).map_err(failed)?;
         let length = file.len().map_err(failed)?;
@@ -128,9 +159,6 @@ impl SnapshotReader {
         if length == FOOTER {
             let complete = checksum == self.checksums && self.position == self.length;
             return if complete { Ok(None) } else { Err(self.damaged("the footer does not match the blocks")) };
-        }
-        if length as usize > PAYLOAD_BYTES_MAX {
-            return Err(self.damaged("a block is too long"));
         }
         let payload = self.read(length.into())?;
         if crc32c::crc32c(&payload) != checksum {
@@ -159,9 +187,13 @@ impl SnapshotReader {
         if header[16..24] != self.sequence.to_le_bytes() {
             return Err(self.damaged("the file is not of the sequence that its name says"));
         }
+        if self.sequence != 0 && !SEQUENCES.contains(&self.sequence) {
+            return Err(self.damaged("no batch can have the sequence that the header names"));
+        }
         Ok(())
     }
 
+    /// The next bytes; never more than the file has, whatever length a header asks for.
     fn read(&mut self, length: u64) -> Result<Vec<u8>> {
         if self.length - self.position < length {
             return Err(self.damaged("the file ends too early: it was truncated"));
@@ -177,17 +209,8 @@ impl SnapshotReader {
     }
 }
 
-fn snapshot_paths(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
-    let mut paths = Vec::new();
-    for name in env.disk().list(dir).map_err(|error| io_error("list", dir, error))? {
-        let path = dir.join(&name);
-        if let Some(number) = name.strip_suffix(".snap") {
-            let sequence = number.parse().map_err(|_| corrupt(&path, 0, "the name is not a sequence number"))?;
-            paths.push((sequence, path));
-        }
-    }
-    paths.sort();
-    Ok(paths)
+fn list(env: &Env, dir: &Path) -> Result<Vec<String>> {
+    env.disk().list(dir).map_err(|error| io_error("list", dir, error))
 }
 
 fn block_header(length: u32, number: u32, checksum: u32) -> [u8; BLOCK_HEADER_BYTES as usize] {

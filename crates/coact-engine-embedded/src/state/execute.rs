@@ -64,10 +64,10 @@ impl<'a> Transaction<'a> {
     }
 
     /// Ends a lease and deletes its keys.
-    pub(crate) fn revoke(mut self, id: i64, expired: bool) -> FlatResult<()> {
-        let lease = self.state.leases.remove(id).ok_or(FlatError::LeaseNotFound)?;
+    pub(crate) fn revoke(mut self, id: i64, expired: bool, now: Instant) -> FlatResult<()> {
+        let keys = self.state.leases.end(id, now).ok_or(FlatError::LeaseNotFound)?;
         self.frame.lease_ended(id);
-        for key in &lease.keys {
+        for key in &keys {
             self.delete(key, expired);
         }
         self.commit();

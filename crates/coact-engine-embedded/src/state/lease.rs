@@ -13,6 +13,8 @@ pub(crate) const MAX_LEASE: Duration = Duration::from_secs(9_000_000_000);
 #[derive(Debug, Default)]
 pub(crate) struct LeaseTable {
     leases: HashMap<i64, LeaseState>,
+    /// Ended by the writer, though not yet visibly so: for readers they have nothing left, and still are.
+    ending: HashMap<i64, LeaseState>,
     /// When to look at a lease again. A renewal does not touch it: what comes up too early is put back.
     due: BinaryHeap<Reverse<(Instant, i64)>>,
 }
@@ -33,12 +35,14 @@ impl LeaseTable {
         self.leases.len()
     }
 
+    /// A lease as readers see it.
     pub(crate) fn get(&self, id: i64) -> Option<&LeaseState> {
-        self.leases.get(&id)
+        self.leases.get(&id).or_else(|| self.ending.get(&id))
     }
 
+    /// All leases as readers see them.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (i64, &LeaseState)> {
-        self.leases.iter().map(|(id, lease)| (*id, lease))
+        self.leases.iter().chain(&self.ending).map(|(id, lease)| (*id, lease))
     }
 
     pub(crate) fn insert(&mut self, id: i64, ttl: Duration, now: Instant) {
@@ -62,8 +66,17 @@ impl LeaseTable {
         }
     }
 
-    pub(crate) fn remove(&mut self, id: i64) -> Option<LeaseState> {
-        self.leases.remove(&id)
+    /// Ends a lease for the writer and returns its keys; readers see it until [`publish`](Self::publish).
+    pub(crate) fn end(&mut self, id: i64, now: Instant) -> Option<BTreeSet<Arc<[u8]>>> {
+        let lease = self.leases.remove(&id)?;
+        let keys = lease.keys.clone();
+        self.ending.insert(id, LeaseState { deadline: now, ..lease });
+        Some(keys)
+    }
+
+    /// What ended is gone for readers, too.
+    pub(crate) fn publish(&mut self) {
+        self.ending.clear();
     }
 
     pub(crate) fn attach(&mut self, id: i64, key: &Arc<[u8]>) {
@@ -121,7 +134,10 @@ mod tests {
         assert_eq!(table.renew(1, at(5)), Some(Duration::from_secs(10)));
         assert_eq!(table.take_due(at(10)), []);
         assert_eq!(table.take_due(at(15)), [1]);
-        table.remove(1);
+        table.end(1, at(15)).expect("it was there");
+        assert!(table.get(1).is_some() && !table.contains(1), "until it is published");
+        table.publish();
+        assert!(table.get(1).is_none());
         assert_eq!(table.renew(1, at(15)), None);
         assert_eq!(table.take_due(at(19)), []);
         assert_eq!(table.take_due(at(25)), [2]);

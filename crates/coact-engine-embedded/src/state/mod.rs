@@ -179,6 +179,7 @@ impl State {
     pub(crate) fn publish(&mut self) -> u64 {
         let first_new = self.visible + 1;
         self.visible = self.applied;
+        self.leases.publish();
         for (created, key) in std::mem::take(&mut self.retired) {
             let parent = parent_of(&key);
             if let Some(entry) = self.parents.get_mut(parent) {
@@ -298,7 +299,7 @@ impl State {
                 Change::Compact { revision } => self.compact(revision),
                 Change::LeaseGranted { id, ttl_ms } => self.leases.insert(id, Duration::from_millis(ttl_ms), now),
                 Change::LeaseEnded { id } => {
-                    self.leases.remove(id);
+                    self.leases.end(id, now);
                 }
             }
         }

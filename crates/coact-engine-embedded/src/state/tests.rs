@@ -264,9 +264,9 @@ fn the_end_of_a_lease_deletes_its_keys_in_one_revision() {
     }
     harness.run(one(Op::Put(put(1, 2))));
     let before = harness.state.applied();
-    Transaction::new(&mut harness.state, &mut frame, 1).revoke(7, true).expect("alive");
+    Transaction::new(&mut harness.state, &mut frame, 1).revoke(7, true, now).expect("alive");
     assert_eq!(harness.state.applied(), before + 1);
     assert_eq!(harness.state.live(), 1, "the key that was put again without the lease stays");
-    let again = Transaction::new(&mut harness.state, &mut frame, 1).revoke(7, true);
+    let again = Transaction::new(&mut harness.state, &mut frame, 1).revoke(7, true, now);
     assert_eq!(again.expect_err("it never comes back"), FlatError::LeaseNotFound);
 }

@@ -121,7 +121,7 @@ impl Life {
         self.open(Some(random)).await;
         let disk = self.world.disk(NODE);
         let env = self.world.env("power");
-        let up_for = Duration::from_millis(200 + random.below(5_000));
+        let up_for = Duration::from_millis(200 + random.below(2_500));
         let off_at = env.now() + up_for;
         if random.one_in(2) {
             disk.crash_after_ops(1 + random.below(600));

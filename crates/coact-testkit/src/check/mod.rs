@@ -3,3 +3,4 @@
 pub mod linearizable;
 pub mod tokens;
 pub mod unique;
+pub mod watch;

@@ -19,9 +19,9 @@ use coact_core::{
     name::{Dir, Key, Realm},
 };
 use futures::StreamExt;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-use super::World;
+use super::{World, signal::Signal};
 
 /// A client's connection to a node's store. Every request and reply takes up to 20 ms; a few get lost, and a few arrive
 /// after the client was told that they may be lost. When the node crashes, calls in flight end, and feeds with them.
@@ -35,7 +35,8 @@ struct Wire {
     env: Env,
     node: String,
     store: Arc<dyn Fn() -> Option<KvHandle> + Send + Sync>,
-    cut: watch::Sender<bool>,
+    /// One while it is cut.
+    cut: Signal,
     lossy: AtomicBool,
 }
 
@@ -82,7 +83,7 @@ impl Link {
             env: env.clone(),
             node: node.to_owned(),
             store,
-            cut: watch::Sender::new(false),
+            cut: Signal::default(),
             lossy: AtomicBool::new(true),
         }))
     }
@@ -94,7 +95,7 @@ impl Link {
 
     /// Cuts the link, or mends it. Nothing passes while it is cut.
     pub fn cut(&self, cut: bool) {
-        self.0.cut.send_replace(cut);
+        self.0.cut.update(|_| cut.into());
     }
 
     /// Whether requests and replies get lost by chance; they do until told otherwise.
@@ -103,7 +104,7 @@ impl Link {
     }
 
     fn is_cut(&self) -> bool {
-        *self.0.cut.borrow()
+        self.0.cut.value() == 1
     }
 
     fn draw_fate(&self) -> Fate {
@@ -157,26 +158,25 @@ impl Link {
     ) where
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        let mut crashes = self.0.world.crashes(&self.0.node);
+        let crashes = self.0.world.crashes(&self.0.node);
+        let before = crashes.value();
         if !late.is_zero() {
             self.0.env.sleep(late).await;
         }
-        let is_same = !crashes.has_changed().unwrap_or(true);
-        let reply = match (self.0.store)().filter(|_| is_same) {
+        let reply = match (self.0.store)().filter(|_| crashes.value() == before) {
             None => Err(unreachable()),
             // A reply that was sent arrives, even if the node crashes in the same moment.
             Some(store) => tokio::select! {
                 biased;
                 reply = request(store) => reply.map_err(as_seen_from_afar),
-                _ = crashes.changed() => Err(lost()),
+                () = crashes.wait_for(|now| now != before) => Err(lost()),
             },
         };
         let _ = to.send(reply);
     }
 
-    fn carry(self, feed: Feed, crashes: watch::Receiver<u64>) -> Feed {
-        let cut = self.0.cut.subscribe();
-        let carried = Carried { link: self, feed, crashes, cut, ended: false };
+    fn carry(self, feed: Feed, crashes: Signal, before: u64) -> Feed {
+        let carried = Carried { link: self, feed, crashes, before, ended: false };
         Box::pin(futures::stream::unfold(carried, |mut carried| async move {
             let item = carried.next().await?;
             Some((item, carried))
@@ -188,8 +188,9 @@ impl Link {
 struct Carried {
     link: Link,
     feed: Feed,
-    crashes: watch::Receiver<u64>,
-    cut: watch::Receiver<bool>,
+    crashes: Signal,
+    /// How many there were when it began.
+    before: u64,
     ended: bool,
 }
 
@@ -200,8 +201,8 @@ impl Carried {
         }
         let item = tokio::select! {
             biased;
-            _ = self.crashes.changed() => Some(Err(lost())),
-            _ = self.cut.wait_for(|cut| *cut) => Some(Err(lost())),
+            () = self.crashes.wait_for(|now| now != self.before) => Some(Err(lost())),
+            () = self.link.0.cut.wait_for(|cut| cut == 1) => Some(Err(lost())),
             item = self.feed.next() => item.map(|item| item.map_err(as_seen_from_afar)),
         };
         self.ended = matches!(item, None | Some(Err(_)));
@@ -254,8 +255,9 @@ impl KvStore for Link {
 
     async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {
         let crashes = self.0.world.crashes(&self.0.node);
+        let before = crashes.value();
         let feed = self.call(move |kv| async move { kv.watch(scope, after).await }).await?;
-        Ok(self.clone().carry(feed, crashes))
+        Ok(self.clone().carry(feed, crashes, before))
     }
 
     async fn await_gone(&self, key: &Key, created: Revision) -> Result<()> {

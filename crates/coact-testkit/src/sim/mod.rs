@@ -6,6 +6,7 @@
 mod disk;
 mod link;
 mod random;
+mod signal;
 mod world;
 
 use std::{

@@ -14,7 +14,7 @@ use futures::{FutureExt, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::{sync::watch, task::AbortHandle};
 
-use super::{SimDisk, random::Random, text_of};
+use super::{SimDisk, random::Random, signal::Signal, text_of};
 
 /// 2026-01-01.
 const WALL_START_MS: u64 = 1_767_225_600_000;
@@ -103,9 +103,9 @@ impl World {
         })
     }
 
-    /// How often the machine crashed; changes when it does.
-    pub(super) fn crashes(&self, name: &str) -> watch::Receiver<u64> {
-        self.machine(name).crashes.subscribe()
+    /// How often the machine crashed.
+    pub(super) fn crashes(&self, name: &str) -> Signal {
+        self.machine(name).crashes.clone()
     }
 
     /// Returns the message of the first task that panicked, once one has.
@@ -135,7 +135,7 @@ struct Machine {
     random: Mutex<Random>,
     step_ms: Mutex<i64>,
     tasks: Mutex<Vec<AbortHandle>>,
-    crashes: watch::Sender<u64>,
+    crashes: Signal,
     disk: SimDisk,
 }
 
@@ -152,7 +152,7 @@ impl Machine {
                 random: Mutex::new(Random::new(seed, name)),
                 step_ms: Mutex::default(),
                 tasks: Mutex::default(),
-                crashes: watch::Sender::new(0),
+                crashes: Signal::default(),
                 disk: SimDisk::new(Random::new(seed, &format!("disk of {name}")), on_crash),
             }
         })
@@ -162,7 +162,7 @@ impl Machine {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
-        self.crashes.send_modify(|crashes| *crashes += 1);
+        self.crashes.update(|crashes| crashes + 1);
     }
 }
 
