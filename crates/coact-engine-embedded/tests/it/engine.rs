@@ -7,6 +7,7 @@ use coact_engine_embedded::{
     Config, Engine, History,
     flat::{DeleteRequest, FlatError, KeyRange, Op, PutRequest, RangeRequest, TxnRequest},
 };
+use coact_testkit::sim;
 
 async fn memory() -> Engine {
     Engine::open(Config::default(), Env::real()).await.expect("it opens")
@@ -110,23 +111,25 @@ async fn a_waiter_is_not_woken_by_an_overwrite_and_returns_at_once_if_it_is_late
     engine.await_gone(b"k", created).await.expect("another one is there");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_lease_ends_by_itself_and_takes_its_keys_along() {
-    let engine = memory().await;
-    let (lease, _) = engine.lease_grant(0, Duration::from_secs(10)).await.expect("a lease");
-    let mut watcher = engine.watch(KeyRange::prefix("a/"), 0);
-    let puts = ["a/1", "a/2"].map(|key| Op::Put(PutRequest { key: key.into(), lease, ..PutRequest::default() }));
-    engine.txn(TxnRequest { success: puts.into(), ..TxnRequest::default() }).await.expect("puts");
-    assert_eq!(watcher.next().await.expect("the puts").events.len(), 2);
-    for _ in 0..5 {
-        engine.env().sleep(Duration::from_secs(8)).await;
-        engine.lease_renew(lease).expect("it is alive");
-    }
-    let delivery = watcher.next().await.expect("the end");
-    assert_eq!(delivery.events.len(), 2, "in one revision");
-    assert!(delivery.events.iter().all(|event| event.expired && event.record.is_tombstone()));
-    assert_eq!(engine.lease_renew(lease), Err(FlatError::LeaseNotFound));
-    assert_eq!(engine.stats().lease_expirations, 1);
+#[test]
+fn a_lease_ends_by_itself_and_takes_its_keys_along() {
+    sim::run(1, |world| async move {
+        let engine = Engine::open(Config::default(), world.env("node")).await.expect("it opens");
+        let (lease, _) = engine.lease_grant(0, Duration::from_secs(10)).await.expect("a lease");
+        let mut watcher = engine.watch(KeyRange::prefix("a/"), 0);
+        let puts = ["a/1", "a/2"].map(|key| Op::Put(PutRequest { key: key.into(), lease, ..PutRequest::default() }));
+        engine.txn(TxnRequest { success: puts.into(), ..TxnRequest::default() }).await.expect("puts");
+        assert_eq!(watcher.next().await.expect("the puts").events.len(), 2);
+        for _ in 0..5 {
+            engine.env().sleep(Duration::from_secs(8)).await;
+            engine.lease_renew(lease).expect("it is alive");
+        }
+        let delivery = watcher.next().await.expect("the end");
+        assert_eq!(delivery.events.len(), 2, "in one revision");
+        assert!(delivery.events.iter().all(|event| event.expired && event.record.is_tombstone()));
+        assert_eq!(engine.lease_renew(lease), Err(FlatError::LeaseNotFound));
+        assert_eq!(engine.stats().lease_expirations, 1);
+    });
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ const PLANTED_SEEDS: u64 = 60;
 const NODE: &str = "node";
 const CLIENTS: usize = 4;
 /// How long things go wrong.
-const STORM: Duration = Duration::from_secs(60);
+const STORM: Duration = Duration::from_secs(40);
 /// How long they go well afterwards; the last trouble may take some of it.
 const CALM: Duration = Duration::from_secs(40);
 
@@ -63,7 +63,7 @@ fn the_same_seed_plays_the_same() {
         sim::run(seed, async |world| seen = Scene::new(world).play().await);
         seen
     };
-    for seed in 0..20 {
+    for seed in 0..5 {
         assert_eq!(play(seed), play(seed), "seed {seed}");
     }
 }
