@@ -285,7 +285,7 @@ impl Core {
                 return Err(self.deadline_error(last_failure));
             }
             // An attempt that hangs must leave time for another: renewing twice does no harm.
-            let attempt = self.env().timeout(left.min(self.ttl / 6), self.kv.lease_renew(self.lease)).await;
+            let attempt = self.env().timeout(left.min(self.ttl / 4), self.kv.lease_renew(self.lease)).await;
             match attempt {
                 Some(Ok(ttl)) if self.trust_until(sent + ttl - self.margin) => return Ok(sent),
                 Some(Ok(_)) => return Err(self.deadline_error(None)),
@@ -312,7 +312,7 @@ impl Core {
         let give_up = self.env().now() + self.ttl;
         let mut backoff = self.backoff();
         loop {
-            let error = match self.env().timeout(self.ttl / 6, self.kv.lease_revoke(self.lease)).await {
+            let error = match self.env().timeout(self.ttl / 4, self.kv.lease_revoke(self.lease)).await {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(error)) => error,
                 None => Error::new(ErrorKind::Unavailable, "the end of a lease was not confirmed in time"),

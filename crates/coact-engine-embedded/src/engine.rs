@@ -9,7 +9,7 @@ use std::{
 use coact_core::{
     Error, ErrorKind, Result,
     contract::kv::KvHandle,
-    env::{Env, PlantedBug},
+    env::{Disk, Env, PlantedBug},
     guarantees::{Accepted, Durability},
     name::Namespace,
     url::{Url, parse_duration},
@@ -501,7 +501,7 @@ async fn off_runtime<T: Send + 'static>(env: &Env, work: impl FnOnce() -> Result
 
 fn recover(env: &Env, config: &Config, dir: PathBuf) -> Result<(State, Option<LogHandle>)> {
     let disk = env.disk();
-    disk.create_dir_all(&dir).map_err(|error| cannot_open(&dir, error))?;
+    create_dir(&*disk, &dir).map_err(|error| cannot_open(&dir, error))?;
     let lock = disk.lock(&dir.join("LOCK")).map_err(|error| {
         if error.kind() == std::io::ErrorKind::WouldBlock {
             return Error::new(
@@ -541,6 +541,21 @@ fn recover(env: &Env, config: &Config, dir: PathBuf) -> Result<(State, Option<Lo
         _lock: lock,
     };
     Ok((state, Some(handle)))
+}
+
+/// Creates the directory and its parents, durably: a power cut must not take the directory along with what was
+/// acknowledged in it.
+fn create_dir(disk: &dyn Disk, dir: &Path) -> std::io::Result<()> {
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|path| !path.as_os_str().is_empty() && disk.list(path).is_err()).collect();
+    disk.create_dir_all(dir)?;
+    for path in missing {
+        match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) => disk.sync_dir(parent)?,
+            None => disk.sync_dir(Path::new("."))?,
+        }
+    }
+    Ok(())
 }
 
 fn create_store(env: &Env, state: &mut State, log: &mut Log) -> Result<()> {

@@ -317,6 +317,8 @@ pub enum FlatError {
     NotANumber(String),
     /// The transaction writes one key twice.
     DuplicateKey,
+    /// The transaction writes or deletes more than one frame of the log holds; the field is how many bytes that is.
+    TooLarge(usize),
     /// The engine stopped at a failed write; the text is the first failure. The request may have taken effect.
     Poisoned(String),
     /// The engine is closed.

@@ -320,6 +320,9 @@ fn error(error: FlatError) -> Error {
         FlatError::NotANumber(text) => Error::invalid(format!(
             "the value {text:?} cannot be added to: it must be a decimal number, and so must the sum, from -2^63 to 2^63-1"
         )),
+        FlatError::TooLarge(bytes) => {
+            Error::invalid(format!("the transaction changes more than {bytes} bytes of keys and values: divide it"))
+        }
         FlatError::DuplicateKey => Error::invalid("the transaction writes one key twice"),
         FlatError::Compacted(oldest) => {
             Error::new(ErrorKind::Compacted, format!("the history begins at revision {oldest}"))

@@ -245,8 +245,14 @@ impl Attempt {
             while let Some(entry) = entries.next_if(|entry| entry.created < created) {
                 nearest = Some(entry);
             }
-            if entries.peek().is_some() || !page.more {
-                return Ok(nearest.map_or(Place::First, Place::Behind));
+            match entries.next() {
+                Some(mine) if mine.created == created => return Ok(nearest.map_or(Place::First, Place::Behind)),
+                None if page.more => {}
+                // Ours has gone since we looked.
+                _ => {
+                    self.created = None;
+                    return Err(self.entry.gone_error(created));
+                }
             }
         }
     }

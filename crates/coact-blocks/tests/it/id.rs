@@ -14,7 +14,7 @@ use coact_core::{
 
 use crate::{
     lock::key,
-    model::{Fate, Model, Request, VOLATILE},
+    model::{Fate, FateOf, Model, Request, VOLATILE},
     world::{Process, pass, start},
 };
 
@@ -422,7 +422,7 @@ async fn live(process: &Process, model: &Model, ids: &mut Vec<Id>) {
     let _ = session.close().await;
 }
 
-fn random_fates(env: Env) -> Box<dyn FnMut(Request<'_>) -> Fate + Send> {
+fn random_fates(env: Env) -> FateOf {
     Box::new(move |_| {
         let some_time = env.random_duration(Duration::from_millis(800));
         match env.random() % 40 {

@@ -10,7 +10,7 @@ use coact_core::{
 
 use crate::{
     lock::{barging, key},
-    model::{Fate, Model, Request},
+    model::{Fate, FateOf, Model},
     world::{Process, pass, start},
 };
 
@@ -69,7 +69,7 @@ async fn run(seed: u64, planted: &[PlantedBug]) -> Findings {
 }
 
 /// Mostly well, and every now and then a storm in which nothing arrives.
-fn random_fates(env: Env) -> Box<dyn FnMut(Request<'_>) -> Fate + Send> {
+fn random_fates(env: Env) -> FateOf {
     let mut storm_ends = env.now();
     Box::new(move |_| {
         let now = env.now();

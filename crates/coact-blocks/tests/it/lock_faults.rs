@@ -7,15 +7,13 @@ use coact_core::{ErrorKind, env::PlantedBug};
 
 use crate::{
     lock::barging,
-    model::{Fate, Model, Request},
+    model::{Fate, FateOf, Model, Request},
     world::{Process, cancel_after, pass, start},
 };
 
 fn both_modes(session: &Session) -> [Mutex; 2] {
     [Mutex::new(session, "job").expect("valid"), barging(session, "job")]
 }
-
-type FateOf = Box<dyn FnMut(Request<'_>) -> Fate + Send>;
 
 /// The `n`-th transaction from now meets this fate.
 fn nth_txn(mut n: usize, fate: Fate) -> Option<FateOf> {

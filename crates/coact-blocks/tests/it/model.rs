@@ -215,12 +215,14 @@ pub(crate) struct Faults {
     /// How long a request travels, and its answer again.
     pub(crate) latency: Duration,
     /// Decides the fate of each request; by default all arrive.
-    pub(crate) fate: Option<Box<dyn FnMut(Request<'_>) -> Fate + Send>>,
+    pub(crate) fate: Option<FateOf>,
     /// How many requests were made, without waits.
     pub(crate) requests: usize,
     /// What the store promises, if not everything.
     pub(crate) guarantees: Option<&'static Guarantees>,
 }
+
+pub(crate) type FateOf = Box<dyn FnMut(Request<'_>) -> Fate + Send>;
 
 /// A request, for choosing its fate.
 #[derive(Clone, Copy, Debug)]

@@ -7,11 +7,11 @@ use coact_core::ErrorKind;
 use tokio::sync::Notify;
 
 use crate::{
-    model::{Fate, Model, Request},
+    model::{Fate, FateOf, Model, Request},
     world::{Process, pass, start},
 };
 
-fn renewals(fate: Fate) -> Option<Box<dyn FnMut(Request<'_>) -> Fate + Send>> {
+fn renewals(fate: Fate) -> Option<FateOf> {
     Some(Box::new(move |request| if matches!(request, Request::Renew) { fate } else { Fate::Arrives }))
 }
 

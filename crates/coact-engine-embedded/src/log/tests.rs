@@ -96,8 +96,10 @@ impl Patient {
         damage(&mut bytes);
         write_file(path, &bytes);
         let result = open_in(&self.env, self.place.path(), 0);
+        let afterwards = read(path);
         write_file(path, whole);
         if let Err(error) = &result {
+            assert!(afterwards == bytes, "what is refused is left alone: {error}");
             assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
             assert!(names_the_place(error), "it says where: {error}");
         }
@@ -125,7 +127,8 @@ fn after_damage(from: &Path, path: &Path, damage: impl Fn(&mut Vec<u8>)) -> Resu
     let mut bytes = read(&damaged);
     damage(&mut bytes);
     write_file(&damaged, &bytes);
-    open(place.path(), 0)
+    // The directory goes when this returns: nothing may write in it any more.
+    open_in(&machine::without_threads(), place.path(), 0)
 }
 
 fn copy(from: &Path) -> tempfile::TempDir {
@@ -154,6 +157,27 @@ fn reads_back_what_was_written_over_segments_and_drops() {
     drop(log);
     let error = open(place.path(), 3).err().expect("batches 4 to 20 are gone");
     assert!(error.to_string().contains("a segment is missing before it: batch 4 comes next"), "{error}");
+}
+
+#[test]
+fn a_drop_removes_exactly_what_no_recovery_needs() {
+    let place = directory();
+    write(place.path(), 20);
+    for sequence in 0..=20 {
+        let place = copy(place.path());
+        let (mut log, _) = open_in(&machine::without_threads(), place.path(), 0).expect("it opens");
+        let bytes = log.bytes_after(sequence);
+        log.drop_through(sequence).expect("dropped");
+        assert_eq!(log.bytes_after(sequence), bytes, "{sequence}: what was dropped did not count");
+        let kept = files(place.path(), ".seg");
+        let expected_bytes = (kept.len() as u64 - 1) * SEGMENT + log.position;
+        assert_eq!(bytes, if sequence == 20 { 0 } else { expected_bytes }, "{sequence}");
+        drop(log);
+        let second = kept.get(1).and_then(|path| path.file_stem()?.to_str()?.parse::<u64>().ok());
+        assert!(second.is_none_or(|first| first > sequence + 1), "{sequence}: {kept:?}");
+        let (_, batches) = open(place.path(), sequence).expect("it opens");
+        assert_eq!(batches, expected(20)[sequence as usize..], "{sequence}");
+    }
 }
 
 #[test]
@@ -474,6 +498,20 @@ fn unsynced_batches_may_be_torn_but_synced_ones_may_not() {
     }
 }
 
+/// A segment is durable before the next one exists: what looks torn in it is not.
+#[test]
+fn a_torn_batch_before_a_later_segment_is_corruption() {
+    let place = directory();
+    write(place.path(), 12);
+    let last = batches_from(&mut 1, 12).pop().expect("batches").1;
+    let patient = Patient::new(place);
+    let sectors = last.start as usize..last.end as usize;
+    let result = patient.open_damaged(0, |bytes| bytes[sectors].fill(0));
+    assert!(result.is_err(), "all of it was never written, it seems");
+    let result = patient.open_damaged(0, |bytes| bytes[last.end as usize - 512..last.end as usize].fill(0));
+    assert!(result.is_err(), "some of it was never written, it seems");
+}
+
 fn write_snapshot(dir: &Path, sequence: u64) {
     let mut writer = SnapshotWriter::create(&Env::real(), dir, sequence).expect("it begins");
     for block in [&b"one"[..], b"", &[7; 100]] {
@@ -598,4 +636,23 @@ fn every_damage_to_a_snapshot_is_refused() {
     longer.push(0);
     std::fs::write(&path, longer).expect("a file");
     assert_eq!(read_snapshot(place.path()).expect_err("longer").kind(), ErrorKind::Corrupt);
+}
+
+/// A block of another snapshot is in order by itself.
+#[test]
+fn a_block_of_another_snapshot_is_refused() {
+    let write = |block: &[u8]| {
+        let place = directory();
+        let mut writer = SnapshotWriter::create(&Env::real(), place.path(), 5).expect("it begins");
+        writer.write_block(block).expect("written");
+        writer.finish().expect("finished");
+        let path = files(place.path(), ".snap").pop().expect("a snapshot");
+        (place, path)
+    };
+    let ((_place, path), (other_place, other_path)) = (write(b"this"), write(b"that"));
+    let (mut bytes, other) = (read(&path), read(&other_path));
+    bytes[32..52].copy_from_slice(&other[32..52]);
+    write_file(&other_path, &bytes);
+    let error = read_snapshot(other_place.path()).expect_err("refused");
+    assert!(error.to_string().contains("the footer does not match the blocks"), "{error}");
 }

@@ -24,6 +24,11 @@ pub(crate) struct Transaction<'a> {
     events: Vec<Event>,
 }
 
+/// What a change takes besides its key and value, at most.
+const CHANGE_BYTES: usize = 24;
+/// The most bytes of one frame: a batch of the log holds several.
+const FRAME_BYTES_MAX: usize = 32 * 1024 * 1024;
+
 /// The first compare that did not hold, with what was there.
 type Failed = Option<(usize, Option<Arc<Record>>)>;
 
@@ -33,6 +38,8 @@ struct Plan {
     failed: Vec<Failed>,
     put: Vec<Bytes>,
     deleted: Vec<KeyRange>,
+    /// About how large the frame becomes.
+    bytes: usize,
 }
 
 impl<'a> Transaction<'a> {
@@ -115,7 +122,7 @@ impl<'a> Transaction<'a> {
                 Op::Range(range) => self.state.check_revision(range.revision, self.state.applied)?,
                 Op::Put(put) => self.check_put(put, plan)?,
                 Op::Increment(increment) => self.check_increment(increment, plan)?,
-                Op::Delete(delete) => claim_range(plan, &delete.keys)?,
+                Op::Delete(delete) => self.check_delete(&delete.keys, plan)?,
                 Op::Txn(inner) => self.check(inner, plan, index)?,
             }
         }
@@ -124,6 +131,7 @@ impl<'a> Transaction<'a> {
 
     fn check_put(&self, put: &PutRequest, plan: &mut Plan) -> FlatResult<()> {
         claim(plan, &put.key)?;
+        plan.grow(put.key.len() + put.value.len() + CHANGE_BYTES)?;
         if (put.ignore_value || put.ignore_lease) && self.state.current(&put.key).is_none() {
             return Err(FlatError::KeyNotFound);
         }
@@ -131,6 +139,15 @@ impl<'a> Transaction<'a> {
             return Err(FlatError::LeaseNotFound);
         }
         Ok(())
+    }
+
+    fn check_delete(&self, keys: &KeyRange, plan: &mut Plan) -> FlatResult<()> {
+        claim_range(plan, keys)?;
+        if keys.is_one() {
+            return Ok(());
+        }
+        let doomed = self.state.slots(keys).filter_map(|slot| slot.at(WORKING));
+        plan.grow(doomed.map(|record| record.key.len() + CHANGE_BYTES).sum())
     }
 
     fn check_increment(&self, increment: &IncrementRequest, plan: &mut Plan) -> FlatResult<()> {
@@ -214,6 +231,13 @@ impl<'a> Transaction<'a> {
             self.frame.delete(key, expired);
             self.events.push(event);
         }
+    }
+}
+
+impl Plan {
+    fn grow(&mut self, bytes: usize) -> FlatResult<()> {
+        self.bytes += bytes;
+        if self.bytes > FRAME_BYTES_MAX { Err(FlatError::TooLarge(FRAME_BYTES_MAX)) } else { Ok(()) }
     }
 }
 

@@ -270,3 +270,14 @@ fn the_end_of_a_lease_deletes_its_keys_in_one_revision() {
     let again = Transaction::new(&mut harness.state, &mut frame, 1).revoke(7, true, now);
     assert_eq!(again.expect_err("it never comes back"), FlatError::LeaseNotFound);
 }
+
+#[test]
+fn a_transaction_too_large_for_the_log_is_refused_whole() {
+    let mut harness = Harness { state: State::new(false), model: Model::default(), log: Vec::new() };
+    let large = PutRequest { value: Bytes::from(vec![7; 33 * 1024 * 1024]), ..put(1, 1) };
+    let request = TxnRequest { success: vec![Op::Put(put(2, 2)), Op::Put(large)], ..TxnRequest::default() };
+    let mut frame = BatchEncoder::default();
+    let result = Transaction::new(&mut harness.state, &mut frame, 1).run(&request);
+    assert!(matches!(result, Err(FlatError::TooLarge(_))), "{result:?}");
+    assert_eq!((harness.state.live(), frame.batch().len()), (0, 0));
+}

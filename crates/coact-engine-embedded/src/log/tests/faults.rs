@@ -169,6 +169,21 @@ fn what_is_shown_after_a_failed_sync_survives_a_power_cut() {
 }
 
 #[test]
+fn a_finished_snapshot_survives_a_power_cut() {
+    sim::run(1, |world| {
+        let machine = Machine::new(world);
+        for sequence in 1..20 {
+            let env = machine.process();
+            SnapshotWriter::create(&env, Path::new(DIR), sequence).expect("it begins").finish().expect("finished");
+            machine.cut_power();
+            let found = read_snapshot_in(&machine.process(), Path::new(DIR)).expect("valid").expect("a snapshot");
+            assert_eq!(found.0, sequence);
+        }
+        async {}
+    });
+}
+
+#[test]
 fn a_recovery_that_cannot_sync_is_refused() {
     sim::run(1, |world| {
         let machine = Machine::new(world);
