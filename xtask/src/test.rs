@@ -12,15 +12,25 @@ use crate::{
     run::{cargo, show},
 };
 
-/// Runs `cargo test` on the workspace with these arguments added. A bed that cannot start is a failure.
+/// Runs `cargo test` with these arguments, on the workspace unless they choose packages. A bed that cannot start is a
+/// failure.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     packages::install_missing()?;
-    let mut command = cargo(&["test", "--workspace", "--locked"]);
+    let mut command = cargo(&["test", "--locked"]);
+    if !choose_packages(args) {
+        command.arg("--workspace");
+    }
     command.args(args).env("COACT_BEDS", "require");
     let (totals, succeeded) = stream(&mut command)?;
     println!("{totals}");
     ensure!(succeeded, "{} failed", show(&command));
     Ok(())
+}
+
+/// Whether there is a `-p` among them; cargo ignores it beside `--workspace`.
+fn choose_packages(args: &[String]) -> bool {
+    let mut for_cargo = args.iter().take_while(|arg| *arg != "--");
+    for_cargo.any(|arg| arg.starts_with("-p") || arg.starts_with("--package"))
 }
 
 /// Runs it, shows its output as it comes, and adds up the results.
@@ -77,6 +87,13 @@ impl std::fmt::Display for Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packages_are_chosen_before_the_dashes() {
+        let choose = |args: &[&str]| choose_packages(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
+        assert!(choose(&["-p", "coact-core"]) && choose(&["--lib", "--package=coact"]));
+        assert!(!choose(&[]) && !choose(&["some_test", "--", "-p"]));
+    }
 
     #[test]
     fn adds_up_what_test_programs_say() {

@@ -530,13 +530,14 @@ fn recover(env: &Env, config: &Config, dir: PathBuf) -> Result<(State, Option<Lo
     if log.last_sequence() == 0 {
         create_store(env, &mut state, &mut log)?;
     }
+    let bytes_since_snapshot = log.bytes_after(snapshot);
     let handle = LogHandle {
         log,
         dir,
         last_sync: now,
         unsynced: false,
         snapshot_bytes: config.snapshot_bytes,
-        last_snapshot: snapshot,
+        bytes_since_snapshot,
         snapshotting: false,
         _lock: lock,
     };

@@ -120,7 +120,8 @@ pub(crate) struct LogHandle {
     pub(crate) unsynced: bool,
     /// Bytes of log after the last snapshot that make the next one due.
     pub(crate) snapshot_bytes: u64,
-    pub(crate) last_snapshot: u64,
+    /// About how many bytes a recovery would read after the last snapshot.
+    pub(crate) bytes_since_snapshot: u64,
     pub(crate) snapshotting: bool,
     /// Held until the writer ends.
     pub(crate) _lock: Box<dyn coact_core::env::DiskLock>,
@@ -254,6 +255,7 @@ impl Writer {
         };
         if !self.encoder.batch().is_empty() {
             log.log.append(self.encoder.batch())?;
+            log.bytes_since_snapshot += self.encoder.batch().len() as u64;
             log.unsynced = true;
             self.shared.counters.batches.fetch_add(1, Relaxed);
             self.shared.counters.log_bytes.fetch_add(self.encoder.batch().len() as u64, Relaxed);
@@ -291,10 +293,11 @@ impl Writer {
         if let Some(outcome) = self.shared.snapshot_outcome.lock().take() {
             log.snapshot_ended(outcome);
         }
-        if log.snapshotting || log.log.bytes_after(log.last_snapshot) < log.snapshot_bytes {
+        if log.snapshotting || log.bytes_since_snapshot < log.snapshot_bytes {
             return;
         }
         log.snapshotting = true;
+        log.bytes_since_snapshot = 0;
         let capture = Capture::take(&mut self.shared.state.write(), log.log.last_sequence());
         let (shared, dir) = (self.shared.clone(), log.dir.clone());
         let work = move || {
@@ -363,7 +366,6 @@ impl LogHandle {
         self.snapshotting = false;
         match outcome {
             Ok(sequence) => {
-                self.last_snapshot = sequence;
                 if let Err(error) = self.log.drop_through(sequence) {
                     tracing::warn!(%error, "old log segments could not be removed");
                 }

@@ -91,7 +91,8 @@ fn run_child(dir: &Path, failpoint: &str, hit: u64) -> ChildRun {
         .stderr(Stdio::piped())
         .spawn()
         .expect("the child starts");
-    let lines: Vec<String> = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok).collect();
+    let lines: Vec<String> =
+        BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok).collect();
     let output = child.wait_with_output().expect("the child ends");
     // The harness may print its own words on the first line.
     let acknowledged = lines.iter().filter_map(|line| line.rsplit("ack ").next()?.parse().ok()).collect();

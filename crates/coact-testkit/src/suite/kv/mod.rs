@@ -75,4 +75,4 @@ macro_rules! themes {
     };
 }
 
-themes! { txn writes limits list watch wait lease life }
+themes! { txn writes limits list watch wait lease life history }
