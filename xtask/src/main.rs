@@ -1,6 +1,6 @@
 //! `cargo xtask`: the project's development tasks, one module per command.
 
-#![allow(clippy::print_stdout, reason = "what a command says to the person who runs it")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what a command says to the person who runs it")]
 
 mod bench;
 mod ci;
@@ -10,6 +10,8 @@ mod packages;
 mod run;
 mod test;
 mod tidy;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -50,8 +52,18 @@ enum Command {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run_command(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_command(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Test { arguments } => test::run(&arguments),
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),

@@ -137,7 +137,7 @@ async fn history_is_kept_as_configured_and_survives_a_restart() {
     let place = tempfile::tempdir().expect("a directory");
     let config = Config {
         segment_bytes: 64 * 1024,
-        snapshot_bytes: 64 * 1024,
+        snapshot_bytes: 16 * 1024,
         history: History { revisions: 100, age: None },
         ..Config::in_dir(place.path())
     };

@@ -1,6 +1,6 @@
 //! The conformance suite of the Kv contract: one line per engine runs all of it.
 //!
-//! [`cases!`] both defines and registers, so that no case can be forgotten; so does `themes!` for the files. A case
+//! `cases!` both defines and registers, so that no case can be forgotten; so does `themes!` for the files. A case
 //! that needs more than its arguments says so with `#[needs(…)]`; where the need is unmet, the case is reported as
 //! ignored, with the reason, and counted.
 
