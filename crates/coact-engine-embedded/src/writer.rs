@@ -238,12 +238,14 @@ impl Writer {
         self.encoder.finish_frame(time_ms, 0);
     }
 
-    /// Forgets history beyond what is configured, some revisions at a time.
+    /// Forgets history beyond what is configured; by number, some revisions at a time.
     fn trim_history(&mut self, state: &mut State, time_ms: u64) {
         let history = &self.shared.config.history;
-        let oldest_ms = history.age.map_or(0, |age| time_ms.saturating_sub(age.as_millis() as u64));
-        let end = state.history_end(history.revisions, oldest_ms);
-        if end > state.compacted() + history.revisions / 16 {
+        let by_number = state.visible().saturating_sub(history.revisions);
+        let enough = state.compacted() + history.revisions / 16;
+        let by_age = history.age.map_or(0, |age| state.first_since(time_ms.saturating_sub(age.as_millis() as u64)));
+        let end = if by_number > enough { by_number.max(by_age) } else { by_age };
+        if end > state.compacted() {
             self.compact(state, end, time_ms);
         }
     }

@@ -328,15 +328,12 @@ impl State {
         self.collect_garbage();
     }
 
-    /// The revision to compact to so that at most `revisions` are kept, none older than `oldest_ms`.
-    pub(crate) fn history_end(&self, revisions: u64, oldest_ms: u64) -> u64 {
-        let mut end = self.visible.saturating_sub(revisions);
-        if oldest_ms > 0 {
-            let aged = self.commits.partition_point(|commit| commit.time_ms < oldest_ms) as u64;
-            let first = self.commits.front().map_or(self.visible, |commit| commit.revision);
-            end = end.max((first + aged).saturating_sub(1).min(self.visible));
-        }
-        end
+    /// The revision to compact to so that nothing committed before `oldest_ms` is kept.
+    pub(crate) fn first_since(&self, oldest_ms: u64) -> u64 {
+        let aged = self.commits.partition_point(|commit| commit.time_ms < oldest_ms) as u64;
+        let first = self.commits.front().map_or(self.visible, |commit| commit.revision);
+        // What was current then can still be read.
+        (first + aged).saturating_sub(1).min(self.visible)
     }
 
     fn collect_garbage(&mut self) {

@@ -162,6 +162,23 @@ async fn history_is_kept_as_configured_and_survives_a_restart() {
     assert_eq!(engine.range(old).await, Err(FlatError::Compacted(compacted)));
 }
 
+#[test]
+fn history_is_kept_by_age() {
+    sim::run(2, |world| async move {
+        let history = History { revisions: 100_000, age: Some(Duration::from_secs(600)) };
+        let engine = Engine::open(Config { history, ..Config::default() }, world.env("node")).await.expect("it opens");
+        for _ in 0..50 {
+            put(&engine, "old").await;
+        }
+        let old = engine.revision();
+        engine.env().sleep(Duration::from_secs(601)).await;
+        put(&engine, "new").await;
+        assert_eq!((engine.compacted(), engine.revision()), (old, old + 1));
+        let still = RangeRequest { keys: KeyRange::one("old"), revision: old, ..RangeRequest::default() };
+        assert_eq!(engine.range(still).await.expect("what was current can be read").0.records.len(), 1);
+    });
+}
+
 #[tokio::test]
 async fn dropping_every_handle_ends_the_writer_and_frees_the_directory() {
     let place = tempfile::tempdir().expect("a directory");
