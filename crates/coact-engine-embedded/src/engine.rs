@@ -62,7 +62,7 @@ impl Default for Config {
             durability: Durability::Memory,
             history: History { revisions: 100_000, age: None },
             segment_bytes: 64 * 1024 * 1024,
-            snapshot_bytes: 256 * 1024 * 1024,
+            snapshot_bytes: 128 * 1024 * 1024,
         }
     }
 }
@@ -101,7 +101,7 @@ impl Config {
         })? {
             config.segment_bytes = bytes;
         }
-        if let Some(bytes) = url.parsed("snapshot", "a size from 1MiB, such as 256MiB", |text| {
+        if let Some(bytes) = url.parsed("snapshot", "a size from 1MiB, such as 128MiB", |text| {
             parse_size(text).filter(|size| *size >= 1 << 20)
         })? {
             config.snapshot_bytes = bytes;
