@@ -41,16 +41,23 @@ enum Part {
     },
     /// Ids.
     Id,
+    /// Opens the store of a million keys.
+    #[command(hide = true)]
+    Open { url: String, payload: usize },
 }
 
 #[tokio::main]
 async fn main() {
     let bench = Bench::parse();
     let seconds = std::time::Duration::from_secs_f64(bench.seconds);
+    if let Part::Open { url, payload } = &bench.part {
+        return kv::open(url, *payload).await;
+    }
     println!("{} cores, {} s a row", std::thread::available_parallelism().map_or(0, usize::from), bench.seconds);
     match bench.part {
         Part::Kv => kv::run(seconds).await,
         Part::Lock { at } => lock::run(seconds, at).await,
         Part::Id => id::run(seconds).await,
+        Part::Open { .. } => {}
     }
 }
