@@ -95,11 +95,11 @@ async fn million(dir: &std::path::Path) {
 
 /// Opens a store of a million keys and prints what that took.
 pub(crate) async fn open(url: &str, payload: usize) {
-    let before = resident("self");
+    let before = resident();
     let began = Instant::now();
     let kv = coact::open(url).await.expect("it opens");
     let took = began.elapsed();
-    let grown = resident("self").saturating_sub(before);
+    let grown = resident().saturating_sub(before);
     let over = (grown as f64 - payload as f64) / MILLION as f64;
     println!(
         "  open: {:.2} s   memory: {:.0} MB resident, {over:.0} B a key over the payload",

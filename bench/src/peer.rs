@@ -7,7 +7,7 @@ use tokio::process::{Child, Command};
 
 /// A running server; it is killed when this is dropped.
 pub(crate) struct Peer {
-    child: Child,
+    _child: Child,
     pub(crate) url: String,
 }
 
@@ -46,7 +46,7 @@ impl Peer {
     async fn start(mut command: Command, url: String) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn();
         let child = child.unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
-        let peer = Self { child, url };
+        let peer = Self { _child: child, url };
         let env = Env::real();
         let ready = env.timeout(Duration::from_secs(60), async {
             while coact::open(&peer.url).await.is_err() {
@@ -60,17 +60,11 @@ impl Peer {
     pub(crate) async fn open(&self) -> KvHandle {
         coact::open(&self.url).await.expect("it is up")
     }
-
-    /// Resident memory, in bytes.
-    #[allow(dead_code, reason = "for the table of memory")]
-    pub(crate) fn resident(&self) -> u64 {
-        self.child.id().map_or(0, |id| resident(&id.to_string()))
-    }
 }
 
-/// The resident memory of a process ("self" is this one), in bytes.
-pub(crate) fn resident(process: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+/// The resident memory of this process, in bytes.
+pub(crate) fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
 }

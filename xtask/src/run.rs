@@ -13,16 +13,6 @@ pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
 
-/// Runs a program in the workspace and fails unless it succeeds.
-pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<()> {
-    run_with(program, arguments, &[])
-}
-
-/// The same, with these variables set.
-pub(crate) fn run_with(program: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<()> {
-    succeed(Command::new(program).current_dir(root()).args(arguments).envs(variables.iter().copied()))
-}
-
 /// The cargo that runs this, in the workspace.
 pub(crate) fn cargo(arguments: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::root;
+use crate::run::root;
 
 /// A file longer than this wants to be two. Generated code is exempt.
 const LINES_MAX: usize = 1000;

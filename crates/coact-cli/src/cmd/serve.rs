@@ -6,7 +6,6 @@ use clap::Args;
 use coact::{
     Env, Error, ErrorKind, Result,
     embedded::{Config, parse_durability},
-    guarantees::Durability,
 };
 use coact_server::{Server, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -63,7 +62,6 @@ impl Serve {
         if !self.memory {
             config.durability = parse_durability(&self.durability)?;
         }
-        debug_assert!(config.dir.is_some() || config.durability == Durability::Memory);
         config.history.revisions = self.history;
         config.history.age = self.history_age;
         Ok(config)
