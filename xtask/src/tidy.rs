@@ -20,7 +20,7 @@ const DIRECTIONS: [(&str, &[&str]); 10] = [
     ("coact-engine-embedded", &["coact-core"]),
     ("coact-engine-etcd", &["coact-core"]),
     ("coact", &["coact-core", "coact-blocks", "coact-engine-embedded", "coact-engine-etcd"]),
-    ("coact-server", &["coact-core", "coact", "coact-engine-embedded", "coact-engine-etcd"]),
+    ("coact-server", &["coact-core", "coact-blocks", "coact-engine-embedded", "coact-engine-etcd"]),
     ("coact-cli", &["coact", "coact-server"]),
     ("coact-testkit", &["coact-core"]),
     ("coact-bench", &["coact"]),

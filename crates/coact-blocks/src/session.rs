@@ -4,7 +4,7 @@ use std::{fmt, future::Future, sync::Arc, time::Duration};
 
 use coact_core::{
     Error, ErrorKind, Result,
-    contract::kv::{KvHandle, LeaseId},
+    contract::kv::{KvHandle, Lease, LeaseId},
     env::Env,
 };
 use futures::{
@@ -59,7 +59,15 @@ impl Session {
         let name = options.name.unwrap_or_else(|| format!("{}-{:08x}", std::process::id(), env.random() as u32));
         let sent = env.now();
         let lease = kv.lease_grant(options.ttl).await?;
-        let margin = (lease.ttl / 10).clamp(MARGIN_MIN, MARGIN_MAX);
+        Ok(Self::start(kv, name, lease, sent, lease.ttl, Care::Own))
+    }
+
+    fn start(kv: &KvHandle, name: String, lease: Lease, sent: std::time::Instant, left: Duration, care: Care) -> Self {
+        let margin = match care {
+            Care::Own => (lease.ttl / 10).clamp(MARGIN_MIN, MARGIN_MAX),
+            // What is granted goes on to a process that keeps a margin of its own.
+            Care::Follow => Duration::ZERO,
+        };
         let (jobs, job_receiver) = mpsc::unbounded_channel();
         let core = Arc::new(Core {
             kv: kv.clone(),
@@ -67,16 +75,33 @@ impl Session {
             lease: lease.id,
             ttl: lease.ttl,
             margin,
-            deadline: Mutex::new(sent + lease.ttl - margin),
+            care,
+            deadline: Mutex::new(sent + left - margin),
             lost: watch::Sender::new(None),
             stop: watch::Sender::new(false),
             closed: watch::Sender::new(None),
             jobs,
             lock_counters: lock::Counters::default(),
         });
-        env.spawn(keep_alive(core.clone(), sent));
-        env.spawn(run_jobs(job_receiver, core.lost()));
-        Ok(Self(Arc::new(Handle(core))))
+        core.env().spawn(keep_alive(core.clone(), sent));
+        core.env().spawn(run_jobs(job_receiver, core.lost()));
+        Self(Arc::new(Handle(core)))
+    }
+
+    /// Joins a session that another process keeps alive, by its lease: for a surface that acts for a client of its own.
+    ///
+    /// It asks the store how long the lease lives instead of renewing it, and does not end it when it is closed or
+    /// dropped; what dropped values leave to it is finished all the same.
+    ///
+    /// # Errors
+    /// `Fenced` if the lease has ended; `Unavailable` if the engine does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn join(kv: &KvHandle, lease: Lease, name: impl Into<String>) -> Result<Self> {
+        let sent = kv.env().now();
+        let left = kv.lease_left(lease.id).await?.ok_or_else(lease_ended)?;
+        Ok(Self::start(kv, name.into(), lease, sent, left, Care::Follow))
     }
 
     /// Who this is, as shown to people.
@@ -163,6 +188,15 @@ impl Drop for Handle {
     }
 }
 
+/// Who keeps the lease alive.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Care {
+    /// This session, which also ends it.
+    Own,
+    /// Another process: this session looks whether it still does.
+    Follow,
+}
+
 /// What users and background tasks share.
 pub(crate) struct Core {
     kv: KvHandle,
@@ -170,6 +204,7 @@ pub(crate) struct Core {
     lease: LeaseId,
     ttl: Duration,
     margin: Duration,
+    care: Care,
     deadline: Mutex<std::time::Instant>,
     lost: watch::Sender<Option<Error>>,
     stop: watch::Sender<bool>,
@@ -264,7 +299,9 @@ impl Core {
     /// Renews until that fails for good, and says why.
     async fn renew_until_lost(&self, mut sent: std::time::Instant) -> Error {
         loop {
-            let third = self.ttl / 3;
+            // A lease that another process renews may have less left than its ttl.
+            let trusted = self.deadline.lock().saturating_duration_since(sent) + self.margin;
+            let third = self.ttl.min(trusted) / 3;
             let pause = third.mul_f64(0.8) + self.env().random_duration(third.mul_f64(0.4));
             self.env().sleep_until(sent + pause).await;
             match self.renew().await {
@@ -285,7 +322,7 @@ impl Core {
                 return Err(self.deadline_error(last_failure));
             }
             // An attempt that hangs must leave time for another: renewing twice does no harm.
-            let attempt = self.env().timeout(left.min(self.ttl / 4), self.kv.lease_renew(self.lease)).await;
+            let attempt = self.env().timeout(left.min(self.ttl / 4), self.lease_length()).await;
             match attempt {
                 Some(Ok(ttl)) if self.trust_until(sent + ttl - self.margin) => return Ok(sent),
                 Some(Ok(_)) => return Err(self.deadline_error(None)),
@@ -294,6 +331,14 @@ impl Core {
                 None => last_failure = Some(Error::new(ErrorKind::Unavailable, "a renewal was not answered in time")),
             }
             self.env().sleep(backoff.next_pause().min(left)).await;
+        }
+    }
+
+    /// How long the lease lives from now on.
+    async fn lease_length(&self) -> Result<Duration> {
+        match self.care {
+            Care::Own => self.kv.lease_renew(self.lease).await,
+            Care::Follow => self.kv.lease_left(self.lease).await?.ok_or_else(lease_ended),
         }
     }
 
@@ -343,6 +388,10 @@ impl Core {
     }
 }
 
+fn lease_ended() -> Error {
+    Error::new(ErrorKind::Fenced, "the lease has ended")
+}
+
 /// The heartbeat. It alone renews and revokes the lease, so that no renewal can follow the end: the immortal lock of
 /// redisson #7272. (One still on its way when we revoke finds the lease gone, and a lease never comes back.)
 async fn keep_alive(core: Arc<Core>, granted: std::time::Instant) {
@@ -352,11 +401,16 @@ async fn keep_alive(core: Arc<Core>, granted: std::time::Instant) {
         _ = stop.wait_for(|stop| *stop) => core.closed_error(),
         why = core.renew_until_lost(granted) => why,
     };
+    if core.care == Care::Follow && why.kind() == ErrorKind::Closed {
+        // The lease lives on, and what was deferred is still to be done.
+        core.closed.send_replace(Some(Ok(())));
+        return;
+    }
     // First nobody trusts the lease, then it ends.
     core.mark_lost(why);
     // A lost lease is not revoked before its user lets go: the margin is the user's time to stop.
     let _ = stop.wait_for(|stop| *stop).await;
-    let result = core.revoke().await;
+    let result = if core.care == Care::Own { core.revoke().await } else { Ok(()) };
     if let Err(error) = &result {
         tracing::debug!(session = core.name, %error, "the lease was left to end by itself");
     }
@@ -373,9 +427,11 @@ async fn run_jobs(mut jobs: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>, los
             _ = &mut lost => return,
             job = jobs.recv() => match job {
                 Some(job) => running.push(job),
-                None => return,
+                // Only a joined session gets here, whose lease may outlive it: nobody else would finish this.
+                None => break,
             },
             Some(()) = running.next() => {}
         }
     }
+    while running.next().await.is_some() {}
 }

@@ -1,7 +1,7 @@
 //! The one port: who may connect, for how long, and with how much; then the routes.
 
 mod first_bytes;
-mod pages;
+pub(crate) mod pages;
 
 use std::{
     future::Future,
@@ -28,6 +28,7 @@ use tracing::{debug, warn};
 
 use crate::{
     Limits,
+    api::{self, Api},
     grpc::{self, Node},
     lifecycle::Signal,
     metrics::{self, Metrics},
@@ -39,10 +40,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Everything that the port answers.
-pub(crate) fn router(node: Node, metrics: Arc<Metrics>, port: Arc<Port>) -> Router {
+pub(crate) fn router(node: Node, api: Api, metrics: Arc<Metrics>, port: Arc<Port>) -> Router {
     let measured = middleware::from_fn_with_state((metrics.clone(), node.env().clone()), metrics::measure);
     let calls = grpc::routes(node.clone()).layer(middleware::from_fn(pages::require_http2)).layer(measured);
-    pages::routes(node, metrics, port).merge(calls)
+    pages::routes(node, metrics, port).merge(calls).merge(api::routes(api))
 }
 
 /// The listening side: takes connections in, keeps them within the limits, ends them.

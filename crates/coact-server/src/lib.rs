@@ -40,6 +40,7 @@
 //! # }
 //! ```
 
+mod api;
 mod grpc;
 mod http;
 mod lifecycle;
@@ -51,12 +52,12 @@ use std::{
     time::Duration,
 };
 
-use coact_core::{Error, ErrorKind, Result, env::Env};
+use coact_core::{Error, ErrorKind, Result, env::Env, guarantees::Accepted};
 use coact_engine_embedded::{Config, Engine};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::{grpc::Node, http::Port, lifecycle::Lifecycle, metrics::Metrics};
+use crate::{api::Api, grpc::Node, http::Port, lifecycle::Lifecycle, metrics::Metrics};
 
 /// What the node says it is where etcd names its version: the protocol level that it is tested against, which clients
 /// parse as a semantic version and compare, with coact named in the build part, which no comparison looks at.
@@ -74,12 +75,19 @@ pub struct ServerConfig {
     pub engine: Config,
     /// What it puts up with.
     pub limits: Limits,
+    /// The weaknesses of the engine that its blocks over HTTP live with.
+    pub accepted: Accepted,
 }
 
 impl ServerConfig {
     /// A node on `127.0.0.1:7070` with this engine and the default limits.
     pub fn new(engine: Config) -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), engine, limits: Limits::default() }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            engine,
+            limits: Limits::default(),
+            accepted: Accepted::default(),
+        }
     }
 }
 
@@ -94,6 +102,8 @@ pub struct Limits {
     pub header_time: Duration,
     /// The most bytes of a request's header; at least 8 KiB.
     pub header_bytes: u32,
+    /// The most bytes of the body of an HTTP request.
+    pub body_bytes: usize,
     /// The most bytes of a write, as in etcd: past it comes "request is too large".
     pub request_bytes: usize,
     /// The most bytes of any gRPC message; past it the message is not even read.
@@ -117,6 +127,7 @@ impl Default for Limits {
             calls_per_connection: 4_096,
             header_time: Duration::from_secs(10),
             header_bytes: 16 * 1024,
+            body_bytes: 1024 * 1024,
             request_bytes: 1536 * 1024,
             message_bytes: 2048 * 1024,
             txn_ops: 128,
@@ -135,6 +146,7 @@ pub struct Server {
     engine: Engine,
     lifecycle: Lifecycle,
     port: Arc<Port>,
+    api: Api,
     shutdown_limit: Duration,
 }
 
@@ -158,10 +170,11 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let node = Node::new(engine.clone(), address, config.limits, lifecycle.signal());
         let port = Arc::new(Port::new(env.clone(), config.limits, lifecycle.signal()));
-        let router = http::router(node, metrics, port.clone());
+        let api = Api::new(node.clone(), config.accepted);
+        let router = http::router(node, api.clone(), metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));
         info!(%address, durability = %engine.config().durability, "the node serves");
-        Ok(Self { address, engine, lifecycle, port, shutdown_limit: config.limits.shutdown })
+        Ok(Self { address, engine, lifecycle, port, api, shutdown_limit: config.limits.shutdown })
     }
 
     /// Where it listens.
@@ -188,6 +201,7 @@ impl Server {
             warn!(limit = ?self.shutdown_limit, "some requests did not end in time and are cut off");
         }
         self.lifecycle.end();
+        self.api.close().await;
         let closed = self.engine.close().await;
         info!(address = %self.address, "the node ended");
         closed

@@ -6,6 +6,7 @@ use clap::Args;
 use coact::{
     Env, Error, ErrorKind, Result,
     embedded::{Config, parse_durability},
+    guarantees::Weakness,
 };
 use coact_server::{Server, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
@@ -46,8 +47,12 @@ impl Serve {
         let how = config.durability.to_string();
         // Before the node is up, so that a signal during a long recovery is not lost.
         let mut signals = Signals::new()?;
-        let server =
-            Server::start(ServerConfig { listen: self.listen, ..ServerConfig::new(config) }, Env::real()).await?;
+        let mut config = ServerConfig { listen: self.listen, ..ServerConfig::new(config) };
+        if self.memory {
+            // Asked for by name: what forgets is what was wanted.
+            config.accepted = [Weakness::Volatile].into_iter().collect();
+        }
+        let server = Server::start(config, Env::real()).await?;
         greet(server.address(), &what, &how);
         signals.first().await;
         say("finishing what was asked; once more to end at once");

@@ -86,6 +86,14 @@ impl Node {
         self.signal.is_draining()
     }
 
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub(crate) fn signal(&self) -> Signal {
+        self.signal.clone()
+    }
+
     /// Who answers, and as of which revision.
     fn header(&self, revision: u64) -> Option<ResponseHeader> {
         Some(ResponseHeader {

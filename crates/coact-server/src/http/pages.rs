@@ -10,11 +10,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use coact_core::{Effect, ErrorKind};
+use coact_core::ErrorKind;
 use serde_json::json;
 
 use super::Port;
-use crate::{ETCD_VERSION, grpc::Node, metrics::Metrics};
+use crate::{ETCD_VERSION, api::problem::Problem, grpc::Node, metrics::Metrics};
 
 #[derive(Clone)]
 struct Pages {
@@ -85,13 +85,13 @@ async fn not_found(uri: Uri, headers: HeaderMap) -> Response {
         return tonic::Status::unimplemented(format!("coact does not serve {}", uri.path()))
             .into_http::<axum::body::Body>();
     }
-    let detail = format!("{} does not exist; there are /healthz, /readyz, /metrics, /health and /version", uri.path());
-    problem(StatusCode::NOT_FOUND, ErrorKind::NotFound, &detail)
+    let detail = format!("{} does not exist; see /docs for what does", uri.path());
+    Problem::new(StatusCode::NOT_FOUND, ErrorKind::NotFound, detail).into_response()
 }
 
-async fn method_not_allowed(method: Method, uri: Uri) -> Response {
-    let detail = format!("{} answers GET, not {method}", uri.path());
-    problem(StatusCode::METHOD_NOT_ALLOWED, ErrorKind::Unsupported, &detail)
+pub(crate) async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    let detail = format!("{} does not answer {method}", uri.path());
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, ErrorKind::Unsupported, detail)
 }
 
 /// Keeps gRPC to HTTP/2, which it is defined on and which no browser speaks without TLS: a web page that tricks a
@@ -101,23 +101,9 @@ pub(super) async fn require_http2(request: Request, next: Next) -> Response {
         return next.run(request).await;
     }
     let detail = "gRPC is spoken over HTTP/2; connect with an etcd v3 client";
-    problem(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorKind::Unsupported, detail)
+    Problem::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorKind::Unsupported, detail).into_response()
 }
 
 fn speaks_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// RFC 9457, with the three axes of a coact error.
-fn problem(status: StatusCode, kind: ErrorKind, detail: &str) -> Response {
-    let body = json!({
-        "type": "about:blank",
-        "title": status.canonical_reason(),
-        "status": status.as_u16(),
-        "detail": detail,
-        "kind": kind.name(),
-        "retry": "never",
-        "effect": Effect::NotApplied.name(),
-    });
-    (status, [(header::CONTENT_TYPE, "application/problem+json")], body.to_string()).into_response()
 }

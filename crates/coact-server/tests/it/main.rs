@@ -1,6 +1,7 @@
 //! The node as its users meet it: against a real etcd, through etcdctl, at its limits, and at its end.
 #![allow(clippy::large_futures, reason = "a script of hundreds of calls is one large future, made once")]
 
+mod api;
 mod bed;
 mod client;
 mod differential;
@@ -11,3 +12,4 @@ mod pages;
 mod shutdown;
 mod turns;
 mod watches;
+mod web;
