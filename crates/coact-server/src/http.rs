@@ -41,9 +41,11 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Everything that the port answers.
 pub(crate) fn router(node: Node, api: Api, metrics: Arc<Metrics>, port: Arc<Port>) -> Router {
-    let measured = middleware::from_fn_with_state((metrics.clone(), node.env().clone()), metrics::measure);
+    let meter = (metrics.clone(), node.env().clone());
+    let measured = middleware::from_fn_with_state(meter.clone(), metrics::measure);
     let calls = grpc::routes(node.clone()).layer(middleware::from_fn(pages::require_http2)).layer(measured);
-    pages::routes(node, metrics, port).merge(calls).merge(api::routes(api))
+    let api = api::routes(api).route_layer(middleware::from_fn_with_state(meter, metrics::http::measure));
+    pages::routes(node, metrics, port).merge(calls).merge(api)
 }
 
 /// The listening side: takes connections in, keeps them within the limits, ends them.

@@ -3,6 +3,8 @@
 //! Names and labels are stable. The engine's numbers are read when they are asked for; gRPC calls are counted by one
 //! layer around all of them, so no handler can forget.
 
+pub(crate) mod http;
+
 use std::{
     collections::HashMap,
     fmt::{self, Write as _},
@@ -102,10 +104,11 @@ pub(crate) async fn measure(
     response.map(|body| Body::new(Measured { body, call }))
 }
 
-/// What is counted about gRPC calls.
+/// What is counted about calls.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     methods: HashMap<&'static str, MethodMetrics>,
+    routes: http::Routes,
 }
 
 #[derive(Debug, Default)]
@@ -120,7 +123,8 @@ struct MethodMetrics {
 impl Default for Metrics {
     fn default() -> Self {
         let method = |streaming| MethodMetrics { streaming, ..MethodMetrics::default() };
-        Self { methods: METHODS.iter().map(|(name, streaming)| (*name, method(*streaming))).collect() }
+        let methods = METHODS.iter().map(|(name, streaming)| (*name, method(*streaming))).collect();
+        Self { methods, routes: http::Routes::default() }
     }
 }
 
@@ -151,6 +155,7 @@ impl Metrics {
         page.counter("coact_connections_accepted_total", "Connections taken in.", accepted);
         page.counter("coact_connections_refused_total", "Connections closed at the limit.", refused);
         self.render_calls(&mut page);
+        self.routes.render(&mut page);
         page.0
     }
 
@@ -204,17 +209,18 @@ impl MethodMetrics {
 
     fn render_durations(&self, page: &mut Page, labels: &str) {
         // The total is read last and never below the buckets, which a call may fill meanwhile.
-        let mut cumulative = 0;
-        for (bound, count) in BUCKETS.iter().zip(&self.buckets) {
-            cumulative += count.load(Relaxed);
-            page.line("coact_grpc_request_seconds_bucket", &format!("{labels},le=\"{bound}\""), cumulative);
-        }
-        let total = self.ended().max(cumulative);
-        page.line("coact_grpc_request_seconds_bucket", &format!("{labels},le=\"+Inf\""), total);
-        let seconds = Duration::from_micros(self.duration_us.load(Relaxed)).as_secs_f64();
-        page.line("coact_grpc_request_seconds_sum", labels, seconds);
-        page.line("coact_grpc_request_seconds_count", labels, total);
+        let buckets = self.buckets.each_ref().map(|count| count.load(Relaxed));
+        let total = self.ended().max(buckets.iter().sum());
+        let sum = Duration::from_micros(self.duration_us.load(Relaxed));
+        page.histogram("coact_grpc_request_seconds", labels, &Durations { buckets, total, sum });
     }
+}
+
+/// How long something took, in [`BUCKETS`].
+struct Durations {
+    buckets: [u64; BUCKETS.len()],
+    total: u64,
+    sum: Duration,
 }
 
 /// `/package.Service/Method` as labels.
@@ -244,6 +250,17 @@ impl Page {
 
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn histogram(&mut self, name: &str, labels: &str, durations: &Durations) {
+        let mut cumulative = 0;
+        for (bound, count) in BUCKETS.iter().zip(durations.buckets) {
+            cumulative += count;
+            self.line(&format!("{name}_bucket"), &format!("{labels},le=\"{bound}\""), cumulative);
+        }
+        self.line(&format!("{name}_bucket"), &format!("{labels},le=\"+Inf\""), durations.total);
+        self.line(&format!("{name}_sum"), labels, durations.sum.as_secs_f64());
+        self.line(&format!("{name}_count"), labels, durations.total);
     }
 
     fn line(&mut self, name: &str, labels: &str, value: impl fmt::Display) {

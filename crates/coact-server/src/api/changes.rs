@@ -23,7 +23,7 @@ use super::{
     entry::ChangeView,
     extract::{Path, Query, invalid},
     kv::NamespacePath,
-    problem::Problem,
+    problem::{self, Problem},
 };
 
 /// How often a quiet stream says that it is alive.
@@ -81,7 +81,7 @@ pub(super) struct Changes {
     ),
     responses(
         (status = 200, description = "Events, each with a change as data", body = ChangeView, content_type = "text/event-stream"),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn stream(
@@ -118,7 +118,7 @@ fn events(feed: Feed) -> impl Stream<Item = Result<Event, axum::Error>> + Send {
     get, path = "/v1/{namespace}/changes", operation_id = "kv_poll", tag = "kv", params(NamespacePath, PollQuery),
     responses(
         (status = 200, description = "What changed until now", body = Changes),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn poll(

@@ -19,7 +19,7 @@ use super::{
     Api, Store,
     extract::{Path, Query, invalid},
     kv::InRealm,
-    problem::Problem,
+    problem::{self, Problem},
 };
 
 const IDS_MAX: usize = 10_000;
@@ -122,7 +122,7 @@ struct WorkerView {
     post, path = "/v1/{namespace}/ids/{space}/next", operation_id = "id_next", tag = "id", params(SpacePath, NextQuery),
     responses(
         (status = 200, description = "Ids that nobody else gets", body = IdsView),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn next(
@@ -148,7 +148,7 @@ pub(super) async fn next(
     get, path = "/v1/{namespace}/ids/{space}/workers", operation_id = "id_workers", tag = "id", params(SpacePath, InRealm),
     responses(
         (status = 200, description = "The numbers that were ever used", body = Workers),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn workers(
@@ -172,7 +172,7 @@ pub(super) async fn workers(
     get, path = "/v1/ids/decode/{id}", operation_id = "id_decode", tag = "id", params(IdPath, DecodeQuery),
     responses(
         (status = 200, description = "When, by whom, as which", body = DecodedView),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn decode(

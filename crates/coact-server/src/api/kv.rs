@@ -17,7 +17,7 @@ use super::{
     entry::{EntryView, Value},
     extract::{Condition, IdempotencyKey, Json, Path, Query, invalid},
     idempotency::Outcome,
-    problem::Problem,
+    problem::{self, Problem},
     session,
 };
 
@@ -143,7 +143,7 @@ pub(super) struct Written {
     get, path = "/v1/{namespace}/kv/{key}", operation_id = "kv_read", tag = "kv", params(EntryPath, ReadQuery),
     responses(
         (status = 200, description = "The entry; its etag is for If-Match", body = EntryView),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn read(
@@ -170,7 +170,7 @@ pub(super) async fn read(
     get, path = "/v1/{namespace}/kv", operation_id = "kv_list", tag = "kv", params(NamespacePath, ListQuery),
     responses(
         (status = 200, description = "A page", body = EntryPage),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn list(
@@ -214,7 +214,7 @@ pub(super) fn limit(limit: Option<usize>) -> Result<usize, Problem> {
     get, path = "/v1/{namespace}/dirs", operation_id = "kv_dirs", tag = "kv", params(NamespacePath, DirsQuery),
     responses(
         (status = 200, description = "The dirs", body = Dirs),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn dirs(
@@ -240,7 +240,7 @@ pub(super) async fn dirs(
     request_body = Value,
     responses(
         (status = 200, description = "Written", body = Written),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn put(
@@ -266,7 +266,7 @@ pub(super) async fn put(
     ),
     responses(
         (status = 200, description = "Deleted", body = Written),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn delete(
@@ -447,7 +447,7 @@ pub(super) enum FoundView {
     request_body = TxnBody,
     responses(
         (status = 200, description = "How it ended", body = TxnAnswer),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn txn(

@@ -10,13 +10,47 @@ use coact_core::{Effect, Error, ErrorKind, Retry};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What went wrong, as `application/problem+json`.
-#[derive(Debug, Serialize, ToSchema)]
+/// An error under an HTTP status.
+#[derive(Debug)]
 pub(crate) struct Problem {
+    status: StatusCode,
+    error: Error,
+}
+
+impl Problem {
+    /// A problem that is final and changed nothing.
+    pub(crate) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self { status, error: Error::new(kind, detail.into()).with_retry(Retry::Never) }
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        Self { status: status_of(&error), error }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = Body::of(self.status, &self.error);
+        let pause = body.retry_after_ms;
+        let body = serde_json::to_string(&body).unwrap_or_default();
+        let mut response = (self.status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
+        if let Some(pause) = pause {
+            // In whole seconds, rounded up, as HTTP has it.
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(pause.div_ceil(1000)));
+        }
+        response
+    }
+}
+
+/// What went wrong, as `application/problem+json`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Problem)]
+pub(crate) struct Body {
     /// Always `about:blank`: the kind says more.
-    #[serde(rename = "type")]
-    #[schema(example = "about:blank")]
-    kind_of_problem: &'static str,
+    #[schema(value_type = String, example = "about:blank")]
+    r#type: &'static str,
     /// The status in words.
     #[schema(value_type = String, example = "Conflict")]
     title: &'static str,
@@ -40,20 +74,14 @@ pub(crate) struct Problem {
     effect: &'static str,
 }
 
-impl Problem {
-    /// A problem that is final and changed nothing.
-    pub(crate) fn new(status: StatusCode, kind: ErrorKind, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self::of(status, &Error::new(kind, detail.into()).with_retry(Retry::Never))
-    }
-
-    /// An error under another status than its kind's.
-    pub(crate) fn of(status: StatusCode, error: &Error) -> Self {
+impl Body {
+    fn of(status: StatusCode, error: &Error) -> Self {
         let (retry, retry_after_ms) = match error.retry() {
             Retry::Never => ("never", None),
             Retry::After(pause) => ("after", Some(pause.as_millis() as u64)),
         };
         Self {
-            kind_of_problem: "about:blank",
+            r#type: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
             detail: error.to_string(),
@@ -62,25 +90,6 @@ impl Problem {
             retry_after_ms,
             effect: error.effect().name(),
         }
-    }
-}
-
-impl From<Error> for Problem {
-    fn from(error: Error) -> Self {
-        Self::of(status_of(&error), &error)
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let body = serde_json::to_string(&self).unwrap_or_default();
-        let mut response = (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response();
-        if let Some(pause) = self.retry_after_ms {
-            // In whole seconds, rounded up, as HTTP has it.
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(pause.div_ceil(1000)));
-        }
-        response
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     extract::{IdempotencyKey, Json, Path, Query},
     idempotency::digest,
     kv::{NamespacePath, limit},
-    problem::Problem,
+    problem::{self, Problem},
 };
 
 const DIR: &str = "session";
@@ -119,7 +119,7 @@ pub(super) struct Known {
     request_body = NewSession,
     responses(
         (status = 201, description = "Opened, or found again", body = SessionView),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn create(
@@ -159,7 +159,7 @@ pub(super) async fn create(
     get, path = "/v1/{namespace}/sessions/{id}", operation_id = "session_read", tag = "session", params(SessionPath),
     responses(
         (status = 200, description = "The session", body = SessionView),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn read(
@@ -175,7 +175,7 @@ pub(super) async fn read(
     post, path = "/v1/{namespace}/sessions/{id}/renew", operation_id = "session_renew", tag = "session", params(SessionPath),
     responses(
         (status = 200, description = "It lives on", body = SessionView),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn renew(
@@ -198,7 +198,7 @@ pub(super) async fn renew(
     delete, path = "/v1/{namespace}/sessions/{id}", operation_id = "session_end", tag = "session", params(SessionPath),
     responses(
         (status = 204, description = "It is over"),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn end(State(api): State<Api>, Path(path): Path<SessionPath>) -> Result<StatusCode, Problem> {
@@ -216,7 +216,7 @@ pub(super) async fn end(State(api): State<Api>, Path(path): Path<SessionPath>) -
     get, path = "/v1/{namespace}/sessions", operation_id = "session_list", tag = "session", params(NamespacePath, PageQuery),
     responses(
         (status = 200, description = "A page", body = Sessions),
-        (status = "default", description = "What went wrong", body = Problem, content_type = "application/problem+json"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
 pub(super) async fn list(

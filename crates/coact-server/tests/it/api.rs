@@ -270,3 +270,17 @@ async fn the_document_describes_every_route_once() {
     let page = call(node.address(), "GET", "/docs", None).await;
     assert!(page.text.contains("/v1/{namespace}/kv/{key}") && page.header("content-security-policy").is_some());
 }
+
+#[tokio::test]
+async fn requests_are_counted_by_route() {
+    let node = node().await;
+    let at = node.address();
+    for name in ["a", "b"] {
+        assert_eq!(call(at, "GET", &format!("/v1/main/kv/x%2F{name}"), None).await.status, 404);
+    }
+    let page = call(at, "GET", "/metrics", None).await.text;
+    let expected = "coact_http_requests_total{route=\"/v1/{namespace}/kv/{key}\",method=\"GET\",status=\"404\"} 2";
+    assert!(page.lines().any(|line| line == expected), "{page}");
+    let expected = "coact_http_request_seconds_count{route=\"/v1/{namespace}/kv/{key}\",method=\"GET\"} 2";
+    assert!(page.lines().any(|line| line == expected), "{page}");
+}
