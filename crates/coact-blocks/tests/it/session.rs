@@ -2,8 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
-use coact_blocks::lock::Mutex;
-use coact_core::ErrorKind;
+use coact_blocks::{Session, lock::Mutex};
+use coact_core::{ErrorKind, contract::kv::Lease};
 use tokio::sync::Notify;
 
 use crate::{
@@ -178,4 +178,42 @@ async fn close_reports_a_store_that_does_not_answer() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     pass(10.0).await;
     assert_eq!(model.lease_count(), 0, "the lease ended by itself");
+}
+
+/// A session that another process keeps alive.
+async fn join(process: &Process, lease: &Session) -> coact_core::Result<Session> {
+    Session::join(&process.kv, Lease { id: lease.lease(), ttl: lease.ttl() }, "guest").await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joined_session_lives_as_long_as_its_owner_renews() {
+    let model = Model::new();
+    let (owner, guest) = (Process::start(&model, 21), Process::start(&model, 22));
+    let session = owner.session().await;
+    let joined = join(&guest, &session).await.expect("it lives");
+    pass(300.0).await;
+    assert!(joined.is_alive(), "the owner renews");
+    let guard = Mutex::new(&joined, "deploy").expect("valid").acquire().await.expect("free");
+    owner.crash();
+    let why = joined.lost().await;
+    assert_eq!(why.kind(), ErrorKind::Fenced, "{why}");
+    assert!(!guard.is_held() && !joined.is_alive());
+    let late = join(&guest, &session).await.expect_err("the lease has ended");
+    assert_eq!(late.kind(), ErrorKind::Fenced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_joined_session_leaves_the_lease_and_finishes_what_was_dropped() {
+    let model = Model::new();
+    let (owner, guest) = (Process::start(&model, 23), Process::start(&model, 24));
+    let session = owner.session().await;
+    let joined = join(&guest, &session).await.expect("it lives");
+    let mutex = Mutex::new(&joined, "deploy").expect("valid");
+    let guard = mutex.acquire().await.expect("free");
+    guest.faults.lock().latency = Duration::from_millis(100);
+    // The guard goes first, its release is still to be sent when the last handle goes.
+    drop((guard, mutex, joined));
+    pass(60.0).await;
+    assert!(model.entries("lock/deploy").is_empty(), "released, though its session had been dropped");
+    assert!(model.has_lease(session.lease()) && session.is_alive(), "the lease is its owner's");
 }
