@@ -1,5 +1,6 @@
 //! The one port: who may connect, for how long, and with how much; then the routes.
 
+mod browser;
 mod first_bytes;
 pub(crate) mod pages;
 
@@ -44,7 +45,9 @@ pub(crate) fn router(node: Node, api: Api, metrics: Arc<Metrics>, port: Arc<Port
     let meter = (metrics.clone(), node.env().clone());
     let measured = middleware::from_fn_with_state(meter.clone(), metrics::measure);
     let calls = grpc::routes(node.clone()).layer(middleware::from_fn(pages::require_http2)).layer(measured);
-    let api = api::routes(api).route_layer(middleware::from_fn_with_state(meter, metrics::http::measure));
+    let api = api::routes(api)
+        .layer(middleware::from_fn(browser::refuse_foreign_pages))
+        .route_layer(middleware::from_fn_with_state(meter, metrics::http::measure));
     pages::routes(node, metrics, port).merge(calls).merge(api)
 }
 

@@ -284,3 +284,16 @@ async fn requests_are_counted_by_route() {
     let expected = "coact_http_request_seconds_count{route=\"/v1/{namespace}/kv/{key}\",method=\"GET\"} 2";
     assert!(page.lines().any(|line| line == expected), "{page}");
 }
+
+#[tokio::test]
+async fn a_web_page_of_elsewhere_is_refused() {
+    let node = node().await;
+    let at = node.address();
+    let ids = "/v1/main/ids/x/next";
+    for headers in [[("Origin", "http://evil.example")], [("Origin", "null")]] {
+        let (kind, detail) = call_with(at, "POST", ids, &headers, None).await.problem(403);
+        assert_eq!(kind, "denied");
+        assert!(detail.starts_with("a node without tokens answers to localhost"), "{detail}");
+    }
+    call_with(at, "POST", ids, &[("Origin", "http://localhost:7070")], None).await.ok();
+}
