@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn tells_local_names_from_others() {
-        for name in ["localhost", "LOCALHOST:7070", "127.0.0.1:7070", "127.8.0.1", "[::1]:7070", "::1"] {
+        for name in ["localhost", "LOCALHOST:7070", "127.0.0.1:7070", "127.8.0.1", "[::1]:7070", "[::1]"] {
             assert!(is_local(name), "{name}");
         }
         for name in ["", "null", "evil.example:7070", "10.0.0.1:7070", "localhost.evil.example", "0.0.0.0:7070"] {
