@@ -11,7 +11,7 @@ use axum::{
     },
 };
 use coact_core::{
-    contract::kv::{Change, Feed, Revision, Scope},
+    contract::kv::{Change, Feed, Scope},
     name::Dir,
 };
 use futures::{Stream, StreamExt, stream};
@@ -22,7 +22,7 @@ use super::{
     Api, Store,
     entry::ChangeView,
     extract::{Path, Query, invalid},
-    kv::NamespacePath,
+    kv::{NamespacePath, revision},
     problem::{self, Problem},
 };
 
@@ -36,6 +36,7 @@ const CHANGES_MAX: usize = 1_000;
 #[serde(deny_unknown_fields)]
 pub(super) struct WatchQuery {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     realm: Option<String>,
     /// Every entry of this dir.
     #[param(example = "config")]
@@ -43,7 +44,8 @@ pub(super) struct WatchQuery {
     /// One key, `dir/name`.
     key: Option<String>,
     /// Only what changed after this revision; from now on by default.
-    after: Option<u64>,
+    #[param(minimum = 0)]
+    after: Option<i64>,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -51,6 +53,7 @@ pub(super) struct WatchQuery {
 #[serde(deny_unknown_fields)]
 pub(super) struct PollQuery {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     realm: Option<String>,
     /// Every entry of this dir.
     #[param(example = "config")]
@@ -58,8 +61,9 @@ pub(super) struct PollQuery {
     /// One key, `dir/name`.
     key: Option<String>,
     /// Only what changed after this revision: that of a listing, or of the last answer.
-    after: u64,
-    /// How long to wait for a first change; 30000 by default, at most 60000.
+    #[param(minimum = 0)]
+    after: i64,
+    /// How long to wait for a first change; 10000 by default, at most 60000.
     #[param(minimum = 0, maximum = 60000)]
     wait_ms: Option<u64>,
 }
@@ -77,7 +81,7 @@ pub(super) struct Changes {
 /// so a client that connects anew with `Last-Event-ID` misses nothing.
 #[utoipa::path(
     get, path = "/v1/{namespace}/watch", operation_id = "kv_watch", tag = "kv", params(NamespacePath, WatchQuery,
-        ("Last-Event-ID" = Option<u64>, Header, description = "Goes before `after`"),
+        ("Last-Event-ID" = Option<i64>, Header, description = "Goes before `after`"),
     ),
     responses(
         (status = 200, description = "Events, each with a change as data", body = ChangeView, content_type = "text/event-stream"),
@@ -94,12 +98,13 @@ pub(super) async fn stream(
     let scope = scope(&store, query.dir.as_deref(), query.key.as_deref())?;
     let after = match headers.get("last-event-id") {
         Some(id) => match id.to_str().ok().and_then(|id| id.parse().ok()) {
-            Some(revision) => Some(revision),
+            Some(id) => Some(id),
             None => return Err(invalid("Last-Event-ID must be the id of an event: a revision")),
         },
         None => query.after,
     };
-    let feed = store.kv.watch(scope, after.map(Revision)).await?;
+    let after = after.map(revision).transpose()?;
+    let feed = store.kv.watch(scope, after).await?;
     let mut signal = api.0.node.signal();
     let events = events(feed).take_until(async move { signal.draining().await });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
@@ -128,11 +133,12 @@ pub(super) async fn poll(
 ) -> Result<axum::Json<Changes>, Problem> {
     let store = api.store(&path.namespace, query.realm.as_deref())?;
     let scope = scope(&store, query.dir.as_deref(), query.key.as_deref())?;
-    let wait = Duration::from_millis(match query.wait_ms.unwrap_or(30_000) {
+    let wait = Duration::from_millis(match query.wait_ms.unwrap_or(10_000) {
         wait @ 0..=WAIT_MAX_MS => wait,
         other => return Err(invalid(format!("wait_ms {other} is not allowed: use 0 to {WAIT_MAX_MS}"))),
     });
-    let mut feed = store.kv.watch(scope, Some(Revision(query.after))).await?;
+    let after = revision(query.after)?;
+    let mut feed = store.kv.watch(scope, Some(after)).await?;
     let mut signal = api.0.node.signal();
     let first = tokio::select! {
         first = api.env().timeout(wait, first_change(&mut feed)) => first.transpose()?.flatten(),
@@ -150,7 +156,7 @@ pub(super) async fn poll(
             changes.map(|change| change.map(ChangeView::from)).collect::<Result<_, _>>()?
         }
     };
-    let revision = changes.iter().map(ChangeView::at).max().unwrap_or(query.after);
+    let revision = changes.iter().map(ChangeView::at).max().unwrap_or(after.0);
     Ok(axum::Json(Changes { changes, revision }))
 }
 

@@ -42,7 +42,7 @@ struct Open {
 #[into_params(parameter_in = Path)]
 pub(super) struct SpacePath {
     /// The namespace.
-    #[param(example = "main")]
+    #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     namespace: String,
     /// The space: ids are unique within it.
     #[param(example = "default")]
@@ -63,6 +63,7 @@ pub(super) struct IdPath {
 #[serde(deny_unknown_fields)]
 pub(super) struct NextQuery {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     realm: Option<String>,
     /// How many; 1 by default, at most 10000.
     #[param(minimum = 1, maximum = 10000)]

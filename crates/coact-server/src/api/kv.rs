@@ -29,7 +29,7 @@ const PAGE_MAX: usize = 1_000;
 #[into_params(parameter_in = Path)]
 pub(super) struct EntryPath {
     /// The namespace.
-    #[param(example = "main")]
+    #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     namespace: String,
     /// The key, `dir/name`, percent-encoded.
     #[param(example = "config%2Fcolour")]
@@ -41,7 +41,7 @@ pub(super) struct EntryPath {
 #[into_params(parameter_in = Path)]
 pub(super) struct NamespacePath {
     /// The namespace.
-    #[param(example = "main")]
+    #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     pub(super) namespace: String,
 }
 
@@ -51,6 +51,7 @@ pub(super) struct NamespacePath {
 #[serde(deny_unknown_fields)]
 pub(super) struct InRealm {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     pub(super) realm: Option<String>,
 }
 
@@ -59,6 +60,7 @@ pub(super) struct InRealm {
 #[serde(deny_unknown_fields)]
 pub(super) struct ReadQuery {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     realm: Option<String>,
     /// How fresh: `linearizable` (default) or `any`.
     #[param(value_type = Option<String>, example = "linearizable")]
@@ -77,6 +79,7 @@ enum Freshness {
 #[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     realm: Option<String>,
     /// The dir.
     #[param(example = "config")]
@@ -104,6 +107,7 @@ enum By {
 #[serde(deny_unknown_fields)]
 pub(super) struct DirsQuery {
     /// The realm; `main` by default.
+    #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     realm: Option<String>,
     /// Only dirs that start with this.
     prefix: Option<String>,
@@ -194,11 +198,19 @@ pub(super) async fn list(
     Ok(axum::Json(EntryPage { entries, next: last, revision: page.revision.0 }))
 }
 
-fn created_after(after: Option<&str>) -> Result<Revision, Problem> {
+pub(super) fn created_after(after: Option<&str>) -> Result<Revision, Problem> {
     match after.map(str::parse) {
         None => Ok(Revision::default()),
-        Some(Ok(revision)) => Ok(Revision(revision)),
-        Some(Err(_)) => Err(invalid("after must be a revision when the order is created: use the next of a page")),
+        Some(Ok(after)) => revision(after),
+        Some(Err(_)) => Err(invalid("after must be a revision here: use the next of a page")),
+    }
+}
+
+/// Revisions are below 2^63, which clients in any language can hold.
+pub(super) fn revision(number: i64) -> Result<Revision, Problem> {
+    match u64::try_from(number) {
+        Ok(number) => Ok(Revision(number)),
+        Err(_) => Err(invalid(format!("revision {number} is not allowed: use one from an answer, or 0"))),
     }
 }
 

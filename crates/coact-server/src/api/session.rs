@@ -22,7 +22,7 @@ use super::{
     Api, Store,
     extract::{IdempotencyKey, Json, Path, Query},
     idempotency::digest,
-    kv::{NamespacePath, limit},
+    kv::{NamespacePath, created_after, limit},
     problem::{self, Problem},
 };
 
@@ -34,7 +34,7 @@ const TTL_DEFAULT_MS: u64 = 10_000;
 #[into_params(parameter_in = Path)]
 pub(super) struct SessionPath {
     /// The namespace.
-    #[param(example = "main")]
+    #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     namespace: String,
     /// Its id.
     id: String,
@@ -90,7 +90,7 @@ struct SessionSummary {
 #[serde(deny_unknown_fields)]
 pub(super) struct PageQuery {
     /// Start after this: the `next` of the page before.
-    after: Option<u64>,
+    after: Option<String>,
     /// The most sessions; 100 by default, at most 1000.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -225,7 +225,7 @@ pub(super) async fn list(
     Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<Sessions>, Problem> {
     let store = api.store(&path.namespace, None)?;
-    let order = Order::Created { after: coact_core::contract::kv::Revision(query.after.unwrap_or_default()) };
+    let order = Order::Created { after: created_after(query.after.as_deref())? };
     let page = store.kv.list(&Dir::new(&store.realm, DIR)?, order, limit(query.limit)?).await?;
     let next = page.entries.last().filter(|_| page.more).map(|last| last.created.to_string());
     let sessions = page.entries.iter().filter_map(|entry| {
