@@ -9,7 +9,9 @@ use coact_core::{
 };
 use serde::Serialize;
 
-use super::{DIR_PREFIX, Holder, Mode, mode_of};
+use super::{Holder, Mode, mode_of};
+
+const DIR_PREFIX: &str = "lock/";
 
 /// One lock that somebody holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

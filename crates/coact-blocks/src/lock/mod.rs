@@ -5,6 +5,10 @@
 //! at most one waiter and the grants come in the order of arrival. In the **barging** mode all compete for one entry:
 //! fewer round trips under contention, no order.
 //!
+//! An [`RwLock`] is the same queue with readers and writers in two dirs. [`acquire_all`] takes several mutexes at once. A
+//! caller that may have missed an answer names its acquire by an [`Operation`], and a grant leaves its process as a
+//! [`Ticket`].
+//!
 //! A lock alone cannot keep a paused process from writing late. Every [`Guard`] has a [`token`](Guard::token) that grows
 //! with each grant; hand it to what the lock protects:
 //!
@@ -19,26 +23,37 @@
 //! transaction that creates the entry also reads the one before it.
 
 mod attempt;
+mod barging;
+mod claim;
 mod entry;
-mod guard;
+mod held;
 mod list;
+mod multi;
 mod mutex;
+mod operation;
+mod rwlock;
+mod shared;
 mod stats;
+mod ticket;
 
 use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result,
     contract::kv::Entry,
     guarantees::{Consistency, Durability, Failover, Fence, Needs},
-    name::{Dir, Realm},
 };
 use serde::{Deserialize, Serialize};
 
-pub use guard::Guard;
 pub use list::{Contender, LockInfo, list};
-pub use mutex::{Mode, Mutex, MutexOptions};
+pub use multi::{MultiGuard, acquire_all, acquire_all_within};
+pub use mutex::{Guard, Mode, Mutex, MutexOptions};
+pub use operation::Operation;
+pub use rwlock::{ReadGuard, RwLock, WriteGuard};
+use shared::Lock;
+pub use shared::{Kind, LockOptions};
 pub(crate) use stats::Counters;
 pub use stats::Stats;
+pub use ticket::{Ticket, TicketKind};
 
 /// What a lock needs from an engine to be one.
 pub const NEEDS: Needs = Needs {
@@ -49,23 +64,15 @@ pub const NEEDS: Needs = Needs {
     fence: Fence::Strong,
 };
 
-const DIR_PREFIX: &str = "lock/";
 /// The one entry of a lock in barging mode. Fair entries have 32 hexadecimal digits instead.
 const HOLDER_NAME: &str = "holder";
-
-fn dir_of(realm: &Realm, name: &str) -> Result<Dir> {
-    if name.is_empty() {
-        return Err(Error::invalid("the lock has no name: use 1 to 123 bytes, for example deploy/eu"));
-    }
-    Dir::new(realm, &format!("{DIR_PREFIX}{name}"))
-}
 
 fn mode_of(entry: &Entry) -> Mode {
     if entry.key.name() == HOLDER_NAME { Mode::Barging } else { Mode::Fair }
 }
 
-/// The value of an entry: who created it, for people.
-#[derive(Serialize, Deserialize)]
+/// The value of an entry: who created it, for people, and what the kinds of locks add.
+#[derive(Clone, Serialize, Deserialize)]
 struct Holder {
     label: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,7 +81,16 @@ struct Holder {
     since: u64,
     /// Which acquire this is, where the entry's name does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    operation: Option<String>,
+    operation: Option<Operation>,
+    /// Which of the calls with the same operation this is, where the caller may repeat it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    call: Option<String>,
+    /// What a candidate proclaims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    /// Whether the owner knows that it waits for a permit, or that it has got one after it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    granted: Option<bool>,
 }
 
 impl Holder {
@@ -91,6 +107,9 @@ impl Holder {
             pid: None,
             since: 0,
             operation: None,
+            call: None,
+            value: None,
+            granted: None,
         })
     }
 }

@@ -3,20 +3,29 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use coact_core::{
-    Error, ErrorKind, Result, Retry,
-    contract::kv::{Entry, Order},
-    name::{Dir, Key, Realm},
+    Error, ErrorKind, Result,
+    contract::kv::Entry,
+    env::Env,
+    name::{Key, Realm},
 };
 use serde::Serialize;
 
-use super::{HOLDER_NAME, Holder, NEEDS, attempt::Attempt, dir_of, guard::Guard, mode_of};
+use super::{
+    HOLDER_NAME, Holder, Kind, Lock, LockOptions, Operation,
+    attempt::{Attempt, Line},
+    barging::Race,
+    claim::Request,
+    held::{Held, guard, release},
+    mode_of,
+    ticket::TicketKind,
+};
 use crate::Session;
 
 /// A lock that one holder at a time has, among all sessions of the store. Cheap to clone.
 ///
 /// It is not re-entrant: a task that acquires it twice waits for itself. Share the [`Guard`] instead.
 #[derive(Clone)]
-pub struct Mutex(Arc<Lock>);
+pub struct Mutex(Arc<Inner>);
 
 /// In which order a mutex is granted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -54,7 +63,7 @@ impl Mutex {
     /// The fair mutex of this name in the realm `main`. Nothing is sent yet.
     ///
     /// # Errors
-    /// `Invalid` for a name that is no dir; `Unsupported` if the engine promises less than a lock [needs](NEEDS).
+    /// `Invalid` for a name that is no dir; `Unsupported` if the engine promises less than a lock [needs](super::NEEDS).
     pub fn new(session: &Session, name: &str) -> Result<Self> {
         Self::with_options(session, name, MutexOptions::default())
     }
@@ -64,21 +73,23 @@ impl Mutex {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_options(session: &Session, name: &str, options: MutexOptions) -> Result<Self> {
-        session.kv().require(&NEEDS)?;
-        let dir = dir_of(&options.realm, name)?;
-        Ok(Self(Arc::new(Lock {
-            session: session.clone(),
-            name: name.to_owned(),
-            holder_key: dir.key(HOLDER_NAME)?,
-            dir,
-            mode: options.mode,
-            label: options.label.unwrap_or_else(|| session.name().to_owned()),
-        })))
+        let MutexOptions { realm, mode, label } = options;
+        let lock = Lock::open(session, Kind::Lock, name, LockOptions { realm, label })?;
+        let dir = TicketKind::Mutex.dir(&lock.realm, name)?;
+        let holder_key = dir.key(HOLDER_NAME)?;
+        let line = Line {
+            kind: TicketKind::Mutex,
+            own: dir.clone(),
+            ahead: vec![dir],
+            gate: None,
+            barging: Some(holder_key.clone()),
+        };
+        Ok(Self(Arc::new(Inner { lock, line, holder_key, mode })))
     }
 
     /// The name, without the dir's prefix.
     pub fn name(&self) -> &str {
-        &self.0.name
+        &self.0.lock.name
     }
 
     /// The order of grants.
@@ -96,8 +107,7 @@ impl Mutex {
     /// # Cancel safety
     /// Safe: the session's task withdraws the entry, also when the store's answer had not arrived.
     pub async fn acquire(&self) -> Result<Guard> {
-        let attempt = Attempt::new(&self.0)?;
-        self.0.session.core().unless_lost(attempt.wait_for_grant()).await
+        self.granted(Request::default(), None).await
     }
 
     /// Waits until the lock is granted, but not longer than `limit`.
@@ -108,10 +118,23 @@ impl Mutex {
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
     pub async fn acquire_within(&self, limit: Duration) -> Result<Guard> {
-        match self.0.session.kv().env().timeout(limit, self.acquire()).await {
-            Some(result) => result,
-            None => Err(self.0.timed_out(limit).await),
-        }
+        self.granted(Request::default(), Some(limit)).await
+    }
+
+    /// Waits until the lock is granted to this operation, but not longer than `limit`. Calling again with the same
+    /// operation in the same session finds the same entry and returns the same grant, for a caller that may have missed
+    /// the answer. Releasing or dropping one of its guards releases it; usually both are [detached](Guard::detach).
+    ///
+    /// The last call owns the entry: an earlier one that is dropped while it waits withdraws only what is its own.
+    ///
+    /// # Errors
+    /// `Conflict` if it was not granted in time, or if the operation is another session's; otherwise as
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_as(&self, operation: Operation, limit: Option<Duration>) -> Result<Guard> {
+        self.granted(Request { operation: Some(operation), value: None }, limit).await
     }
 
     /// Takes the lock if nobody holds it or waits for it; `None` otherwise. It reads first, so that asking again and
@@ -123,62 +146,68 @@ impl Mutex {
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
     pub async fn try_acquire(&self) -> Result<Option<Guard>> {
-        let attempt = Attempt::new(&self.0)?;
-        self.0.session.core().unless_lost(attempt.grant_or_give_up()).await
+        let Inner { lock, line, holder_key, mode } = &*self.0;
+        let work = async {
+            match mode {
+                Mode::Fair => Attempt::new(lock, line, Request::default())?.grant_or_give_up().await,
+                Mode::Barging => Race::new(lock, holder_key, Request::default())?.grant_or_give_up().await,
+            }
+        };
+        Ok(lock.core().unless_lost(Box::pin(work)).await?.map(Guard))
+    }
+
+    async fn granted(&self, request: Request, limit: Option<Duration>) -> Result<Guard> {
+        let Inner { lock, line, holder_key, mode } = &*self.0;
+        let work = async {
+            match mode {
+                Mode::Fair => Attempt::new(lock, line, request)?.wait_for_grant().await,
+                Mode::Barging => Race::new(lock, holder_key, request)?.wait_for_grant().await,
+            }
+        };
+        lock.within(limit, &line.ahead, Box::pin(work)).await.map(Guard)
+    }
+
+    /// Where it is, for an order of all mutexes.
+    pub(super) fn place(&self) -> (&Realm, &str) {
+        (&self.0.lock.realm, &self.0.lock.name)
+    }
+
+    pub(super) fn env(&self) -> &Env {
+        self.0.lock.core().env()
     }
 }
 
 impl fmt::Debug for Mutex {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Mutex({}, {})", self.0.name, self.0.mode)
+        write!(f, "Mutex({}, {})", self.name(), self.mode())
     }
 }
 
-/// What a mutex, its attempts and its guards share.
-pub(super) struct Lock {
-    pub(super) session: Session,
-    pub(super) name: String,
-    pub(super) dir: Dir,
-    pub(super) holder_key: Key,
-    pub(super) mode: Mode,
-    pub(super) label: String,
+struct Inner {
+    lock: Arc<Lock>,
+    line: Line,
+    holder_key: Key,
+    mode: Mode,
 }
 
-impl Lock {
-    /// The entry that was created first: the holder's.
-    pub(super) async fn first(&self) -> Result<Option<Entry>> {
-        let order = Order::Created { after: Default::default() };
-        Ok(self.session.kv().list(&self.dir, order, 1).await?.entries.into_iter().next())
+/// Refuses if an entry belongs to the other mode.
+pub(super) fn ensure_mode(lock: &Lock, here: Mode, entry: &Entry) -> Result<()> {
+    let mode = mode_of(entry);
+    if mode == here {
+        return Ok(());
     }
-
-    /// Refuses if an entry belongs to the other mode.
-    pub(super) fn ensure_same_mode(&self, entry: &Entry) -> Result<()> {
-        let mode = mode_of(entry);
-        if mode == self.mode {
-            return Ok(());
-        }
-        let holder = Holder::from_entry(entry);
-        Err(Error::new(
-            ErrorKind::Conflict,
-            format!(
-                "lock {} is used in {mode} mode by {}, and here in {} mode: everybody must choose the same",
-                self.name, holder.label, self.mode
-            ),
-        ))
-    }
-
-    async fn timed_out(&self, limit: Duration) -> Error {
-        // The caller has waited long enough: the name of the holder is a courtesy.
-        let first = self.session.kv().env().timeout(Duration::from_secs(1), self.first()).await;
-        let message = match first {
-            Some(Ok(Some(first))) => {
-                let holder = Holder::from_entry(&first);
-                format!("lock {} is held by {} (token {})", self.name, holder.label, first.created)
-            }
-            _ => format!("lock {} was not granted", self.name),
-        };
-        Error::new(ErrorKind::Conflict, message)
-            .with("waited", format!("{limit:?}"))
-            .with_retry(Retry::After(Duration::from_secs(1)))
-    }
+    let (name, who) = (&lock.name, Holder::from_entry(entry).label);
+    let message =
+        format!("lock {name} is used in {mode} mode by {who}, and here in {here} mode: everybody must choose the same");
+    Err(Error::new(ErrorKind::Conflict, message))
 }
+
+/// The lock is held, as far as this process can know. See the [module](super) for how to protect what a late write could
+/// still reach.
+///
+/// Dropping it releases the lock in the background; [`release`](Self::release) does so and reports.
+#[must_use = "dropping the guard releases the lock"]
+pub struct Guard(Held);
+
+guard!(Guard, "lock");
+release!(Guard);

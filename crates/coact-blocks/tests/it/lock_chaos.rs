@@ -69,7 +69,7 @@ async fn run(seed: u64, planted: &[PlantedBug]) -> Findings {
 }
 
 /// Mostly well, and every now and then a storm in which nothing arrives.
-fn random_fates(env: Env) -> FateOf {
+pub(crate) fn random_fates(env: Env) -> FateOf {
     let mut storm_ends = env.now();
     Box::new(move |_| {
         let now = env.now();

@@ -16,7 +16,7 @@ fn both_modes(session: &Session) -> [Mutex; 2] {
 }
 
 /// The `n`-th transaction from now meets this fate.
-fn nth_txn(mut n: usize, fate: Fate) -> Option<FateOf> {
+pub(crate) fn nth_txn(mut n: usize, fate: Fate) -> Option<FateOf> {
     Some(Box::new(move |request| {
         if !matches!(request, Request::Txn(_)) {
             return Fate::Arrives;

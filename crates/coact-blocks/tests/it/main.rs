@@ -5,5 +5,8 @@ mod lock;
 mod lock_chaos;
 mod lock_faults;
 mod model;
+mod multi;
+mod rwlock;
 mod session;
+mod ticket;
 mod world;
