@@ -4,6 +4,7 @@
 //! it [`Needs`](coact_core::guarantees::Needs) when it opens; time, randomness and tasks come from the handle's `Env`.
 
 mod backoff;
+pub mod directory;
 pub mod id;
 pub mod lock;
 mod session;

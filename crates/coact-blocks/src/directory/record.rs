@@ -1,0 +1,57 @@
+//! The values of the directory's entries. Whatever else is found there is skipped and counted, never trusted.
+
+use bytes::Bytes;
+use coact_core::{Error, ErrorKind, Result, contract::kv::Entry};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use super::{Health, Instance};
+
+/// The value of an instance's entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) instance: Instance,
+    /// Which registration wrote it: 128 random bits; empty for a plain put.
+    #[serde(default)]
+    pub(super) owner: String,
+    /// Who wrote it, for people.
+    #[serde(default)]
+    pub(super) label: String,
+    /// The owner's own wish that it gets no traffic.
+    #[serde(default)]
+    pub(super) draining: bool,
+}
+
+/// The value of a health entry.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Report {
+    #[serde(flatten)]
+    pub(super) health: Health,
+    /// Milliseconds since 1970, by the reporter's wall clock.
+    pub(super) at: u64,
+}
+
+/// The value of a drain marker.
+#[derive(Serialize, Deserialize)]
+pub(super) struct DrainMarker {
+    /// Milliseconds since 1970, by the operator's wall clock.
+    pub(super) at: u64,
+}
+
+impl Record {
+    /// Reads an instance's entry; `None` if it is not what an instance of this service and id would be.
+    pub(super) fn read(entry: &Entry, service: &str, id: &str) -> Option<Self> {
+        let record: Self = read(entry)?;
+        let belongs = record.instance.service == service && record.instance.id == id;
+        (belongs && record.instance.validate().is_ok()).then_some(record)
+    }
+}
+
+pub(super) fn read<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
+    serde_json::from_slice(&entry.value).ok()
+}
+
+pub(super) fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
+        Error::new(ErrorKind::Internal, "the value of a directory entry could not be written").with_source(error)
+    })
+}
