@@ -20,6 +20,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+pub(crate) use pages::{problem, speaks_grpc};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -27,7 +28,7 @@ use tokio::{
 use tracing::{debug, warn};
 
 use crate::{
-    Limits,
+    Limits, auth,
     grpc::{self, Node},
     lifecycle::Signal,
     metrics::{self, Metrics},
@@ -42,7 +43,10 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) fn router(node: Node, metrics: Arc<Metrics>, port: Arc<Port>) -> Router {
     let measured = middleware::from_fn_with_state((metrics.clone(), node.env().clone()), metrics::measure);
     let calls = grpc::routes(node.clone()).layer(middleware::from_fn(pages::require_http2)).layer(measured);
-    pages::routes(node, metrics, port).merge(calls)
+    let auth = node.auth().clone();
+    let routes = pages::routes(node, metrics, port).merge(calls).merge(auth::routes(auth.clone()));
+    // Around everything: a route that is added above is asked for a token without doing anything.
+    routes.layer(middleware::from_fn_with_state(auth, auth::authenticate))
 }
 
 /// The listening side: takes connections in, keeps them within the limits, ends them.

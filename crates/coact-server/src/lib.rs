@@ -40,12 +40,14 @@
 //! # }
 //! ```
 
+pub mod auth;
 mod grpc;
 mod http;
 mod lifecycle;
 mod metrics;
 
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -56,7 +58,13 @@ use coact_engine_embedded::{Config, Engine};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::{grpc::Node, http::Port, lifecycle::Lifecycle, metrics::Metrics};
+use crate::{
+    auth::{Auth, AuthConfig},
+    grpc::Node,
+    http::Port,
+    lifecycle::Lifecycle,
+    metrics::Metrics,
+};
 
 /// What the node says it is where etcd names its version: the protocol level that it is tested against, which clients
 /// parse as a semantic version and compare, with coact named in the build part, which no comparison looks at.
@@ -74,12 +82,19 @@ pub struct ServerConfig {
     pub engine: Config,
     /// What it puts up with.
     pub limits: Limits,
+    /// Whether it asks who is there.
+    pub auth: AuthConfig,
 }
 
 impl ServerConfig {
     /// A node on `127.0.0.1:7070` with this engine and the default limits.
     pub fn new(engine: Config) -> Self {
-        Self { listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)), engine, limits: Limits::default() }
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, DEFAULT_PORT)),
+            engine,
+            limits: Limits::default(),
+            auth: AuthConfig::default(),
+        }
     }
 }
 
@@ -129,7 +144,6 @@ impl Default for Limits {
 }
 
 /// A running node. Dropping it closes its connections at once; [`shutdown`](Self::shutdown) is the polite way.
-#[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     engine: Engine,
@@ -156,7 +170,8 @@ impl Server {
 
         let lifecycle = Lifecycle::default();
         let metrics = Arc::new(Metrics::default());
-        let node = Node::new(engine.clone(), address, config.limits, lifecycle.signal());
+        let auth = Auth::start(&config.auth, &engine, lifecycle.signal()).await?;
+        let node = Node::new(engine.clone(), auth, address, config.limits, lifecycle.signal());
         let port = Arc::new(Port::new(env.clone(), config.limits, lifecycle.signal()));
         let router = http::router(node, metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));
@@ -191,6 +206,13 @@ impl Server {
         let closed = self.engine.close().await;
         info!(address = %self.address, "the node ended");
         closed
+    }
+}
+
+/// Only where it listens: the engine behind it holds everybody's data.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Server({})", self.address)
     }
 }
 

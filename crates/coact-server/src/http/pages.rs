@@ -104,12 +104,12 @@ pub(super) async fn require_http2(request: Request, next: Next) -> Response {
     problem(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorKind::Unsupported, detail)
 }
 
-fn speaks_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn speaks_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// RFC 9457, with the three axes of a coact error.
-fn problem(status: StatusCode, kind: ErrorKind, detail: &str) -> Response {
+pub(crate) fn problem(status: StatusCode, kind: ErrorKind, detail: &str) -> Response {
     let body = json!({
         "type": "about:blank",
         "title": status.canonical_reason(),

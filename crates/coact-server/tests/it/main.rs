@@ -1,6 +1,7 @@
 //! The node as its users meet it: against a real etcd, through etcdctl, at its limits, and at its end.
 #![allow(clippy::large_futures, reason = "a script of hundreds of calls is one large future, made once")]
 
+mod auth;
 mod bed;
 mod client;
 mod differential;
