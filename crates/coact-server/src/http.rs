@@ -22,6 +22,7 @@ use hyper_util::{
 };
 pub(crate) use pages::{problem, speaks_grpc};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -32,6 +33,7 @@ use crate::{
     grpc::{self, Node},
     lifecycle::Signal,
     metrics::{self, Metrics},
+    tls::Tls,
 };
 
 /// How long accepting rests when the system has no socket left for it.
@@ -54,6 +56,7 @@ pub(crate) fn router(node: Node, metrics: Arc<Metrics>, port: Arc<Port>) -> Rout
 pub(crate) struct Port {
     env: Env,
     limits: Limits,
+    tls: Option<Tls>,
     signal: Signal,
     /// One place for each connection, and one for the listener.
     places: Arc<Semaphore>,
@@ -62,9 +65,9 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) fn new(env: Env, limits: Limits, signal: Signal) -> Self {
+    pub(crate) fn new(env: Env, limits: Limits, tls: Option<Tls>, signal: Signal) -> Self {
         let places = Arc::new(Semaphore::new(limits.connections as usize + 1));
-        Self { env, limits, signal, places, accepted: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        Self { env, limits, tls, signal, places, accepted: AtomicU64::new(0), refused: AtomicU64::new(0) }
     }
 
     /// Takes connections in until the shutdown begins.
@@ -120,6 +123,19 @@ impl Port {
 
     async fn serve(&self, stream: TcpStream, router: Router) -> Result<(), Failure> {
         stream.set_nodelay(true)?;
+        let mut signal = self.signal.clone();
+        let Some(tls) = &self.tls else { return self.speak(stream, router).await };
+        let stream = tokio::select! {
+            stream = tls.accept(stream, &self.env) => stream?,
+            () = signal.draining() => return Ok(()),
+        };
+        self.speak(stream, router).await
+    }
+
+    async fn speak<S>(&self, stream: S, router: Router) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let mut signal = self.signal.clone();
         let opened = tokio::select! {
             opened = self.env.timeout(self.limits.header_time, first_bytes::read(stream)) => opened.transpose()?,

@@ -26,7 +26,7 @@
 //!
 //! What must never be: an answer before the engine has acknowledged; a buffer that grows with a slow client (a stream
 //! is polled by its connection, so a client that does not read stops only itself); a listener that the network can
-//! reach, as long as there are neither TLS nor tokens.
+//! reach without both TLS and tokens.
 //!
 //! ```no_run
 //! # async fn example() -> coact_core::Result<()> {
@@ -45,6 +45,7 @@ mod grpc;
 mod http;
 mod lifecycle;
 mod metrics;
+mod tls;
 
 use std::{
     fmt,
@@ -58,12 +59,15 @@ use coact_engine_embedded::{Config, Engine};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+pub use tls::TlsConfig;
+
 use crate::{
     auth::{Auth, AuthConfig},
     grpc::Node,
     http::Port,
     lifecycle::Lifecycle,
     metrics::Metrics,
+    tls::Tls,
 };
 
 /// What the node says it is where etcd names its version: the protocol level that it is tested against, which clients
@@ -76,7 +80,7 @@ pub const DEFAULT_PORT: u16 = 7070;
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where it listens; only loopback addresses are allowed. Port 0 lets the system choose.
+    /// Where it listens: on loopback, unless it has both TLS and tokens. Port 0 lets the system choose.
     pub listen: SocketAddr,
     /// The engine behind it.
     pub engine: Config,
@@ -84,6 +88,8 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// Whether it asks who is there.
     pub auth: AuthConfig,
+    /// Whether connections are secret.
+    pub tls: Option<TlsConfig>,
 }
 
 impl ServerConfig {
@@ -94,6 +100,7 @@ impl ServerConfig {
             engine,
             limits: Limits::default(),
             auth: AuthConfig::default(),
+            tls: None,
         }
     }
 }
@@ -156,13 +163,14 @@ impl Server {
     /// Opens the engine and serves it.
     ///
     /// # Errors
-    /// `Denied` for an address that is not loopback; `Unavailable` if the address is in use; what opening the engine
+    /// `Denied` for an address beyond loopback without TLS and tokens; `Invalid` for a bad certificate; `Unavailable` if the address is in use; what opening the engine
     /// answers.
     ///
     /// # Cancel safety
     /// Safe: what was opened is closed again.
     pub async fn start(config: ServerConfig, env: Env) -> Result<Self> {
-        refuse_open_network(config.listen)?;
+        refuse_open_network(&config)?;
+        let tls = config.tls.as_ref().map(Tls::load).transpose()?;
         // The port first: a second node on it should fail before it touches the data.
         let listener = TcpListener::bind(config.listen).await.map_err(|error| cannot_listen(config.listen, error))?;
         let address = listener.local_addr().map_err(|error| cannot_listen(config.listen, error))?;
@@ -172,7 +180,7 @@ impl Server {
         let metrics = Arc::new(Metrics::default());
         let auth = Auth::start(&config.auth, &engine, lifecycle.signal()).await?;
         let node = Node::new(engine.clone(), auth, address, config.limits, lifecycle.signal());
-        let port = Arc::new(Port::new(env.clone(), config.limits, lifecycle.signal()));
+        let port = Arc::new(Port::new(env.clone(), config.limits, tls, lifecycle.signal()));
         let router = http::router(node, metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));
         info!(%address, durability = %engine.config().durability, "the node serves");
@@ -216,8 +224,15 @@ impl fmt::Debug for Server {
     }
 }
 
-/// Whatever listens beyond loopback can be read and written by everybody there, until TLS and tokens exist.
-fn refuse_open_network(listen: SocketAddr) -> Result<()> {
+/// Whatever listens beyond loopback must be secret and ask who is there.
+fn refuse_open_network(config: &ServerConfig) -> Result<()> {
+    let listen = config.listen;
+    let missing = match (config.tls.is_some(), config.auth.enabled) {
+        (true, true) => return Ok(()),
+        (false, true) => "TLS is missing (tls.cert and tls.key in its configuration)",
+        (true, false) => "tokens are missing (auth.enabled = true in its configuration)",
+        (false, false) => "TLS and tokens are missing (`coact init --tls self-signed` makes a configuration with both)",
+    };
     if listen.ip().to_canonical().is_loopback() {
         return Ok(());
     }
@@ -225,9 +240,8 @@ fn refuse_open_network(listen: SocketAddr) -> Result<()> {
     Err(Error::new(
         ErrorKind::Denied,
         format!(
-            "listening on {listen} is refused: it would open the node to the network, and there are no TLS and no \
-             tokens yet; listen on 127.0.0.1:{port} and let others in through an SSH tunnel \
-             (ssh -L {port}:127.0.0.1:{port} HOST) or a proxy that ends TLS and checks who they are"
+            "listening on {listen} is refused: it would open the node to the network, and {missing}; or listen on \
+             127.0.0.1:{port} and let others in through an SSH tunnel (ssh -L {port}:127.0.0.1:{port} HOST)"
         ),
     ))
 }

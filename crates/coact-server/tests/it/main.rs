@@ -10,5 +10,6 @@ mod failure;
 mod limits;
 mod pages;
 mod shutdown;
+mod tls;
 mod turns;
 mod watches;
