@@ -21,7 +21,9 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+pub(crate) use pages::{problem, speaks_grpc};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
@@ -30,9 +32,11 @@ use tracing::{debug, warn};
 use crate::{
     Limits,
     api::{self, Api},
+    auth,
     grpc::{self, Node},
     lifecycle::Signal,
     metrics::{self, Metrics},
+    tls::Tls,
 };
 
 /// How long accepting rests when the system has no socket left for it.
@@ -45,10 +49,15 @@ pub(crate) fn router(node: Node, api: Api, metrics: Arc<Metrics>, port: Arc<Port
     let meter = (metrics.clone(), node.env().clone());
     let measured = middleware::from_fn_with_state(meter.clone(), metrics::measure);
     let calls = grpc::routes(node.clone()).layer(middleware::from_fn(pages::require_http2)).layer(measured);
-    let api = api::routes(api)
-        .layer(middleware::from_fn(browser::refuse_foreign_pages))
-        .route_layer(middleware::from_fn_with_state(meter, metrics::http::measure));
-    pages::routes(node, metrics, port).merge(calls).merge(api)
+    let auth = node.auth().clone();
+    let mut api = api::routes(api);
+    if !auth.is_enabled() {
+        api = api.layer(middleware::from_fn(browser::refuse_foreign_pages));
+    }
+    let api = api.route_layer(middleware::from_fn_with_state(meter, metrics::http::measure));
+    let routes = pages::routes(node, metrics, port).merge(calls).merge(api).merge(auth::routes(auth.clone()));
+    // Around everything: a route that is added above is asked for a token without doing anything.
+    routes.layer(middleware::from_fn_with_state(auth, auth::authenticate))
 }
 
 /// The listening side: takes connections in, keeps them within the limits, ends them.
@@ -56,6 +65,7 @@ pub(crate) fn router(node: Node, api: Api, metrics: Arc<Metrics>, port: Arc<Port
 pub(crate) struct Port {
     env: Env,
     limits: Limits,
+    tls: Option<Tls>,
     signal: Signal,
     /// One place for each connection, and one for the listener.
     places: Arc<Semaphore>,
@@ -64,9 +74,9 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    pub(crate) fn new(env: Env, limits: Limits, signal: Signal) -> Self {
+    pub(crate) fn new(env: Env, limits: Limits, tls: Option<Tls>, signal: Signal) -> Self {
         let places = Arc::new(Semaphore::new(limits.connections as usize + 1));
-        Self { env, limits, signal, places, accepted: AtomicU64::new(0), refused: AtomicU64::new(0) }
+        Self { env, limits, tls, signal, places, accepted: AtomicU64::new(0), refused: AtomicU64::new(0) }
     }
 
     /// Takes connections in until the shutdown begins.
@@ -122,6 +132,19 @@ impl Port {
 
     async fn serve(&self, stream: TcpStream, router: Router) -> Result<(), Failure> {
         stream.set_nodelay(true)?;
+        let mut signal = self.signal.clone();
+        let Some(tls) = &self.tls else { return self.speak(stream, router).await };
+        let stream = tokio::select! {
+            stream = tls.accept(stream, &self.env) => stream?,
+            () = signal.draining() => return Ok(()),
+        };
+        self.speak(stream, router).await
+    }
+
+    async fn speak<S>(&self, stream: S, router: Router) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
         let mut signal = self.signal.clone();
         let opened = tokio::select! {
             opened = self.env.timeout(self.limits.header_time, first_bytes::read(stream)) => opened.transpose()?,

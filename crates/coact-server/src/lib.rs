@@ -26,7 +26,7 @@
 //!
 //! What must never be: an answer before the engine has acknowledged; a buffer that grows with a slow client (a stream
 //! is polled by its connection, so a client that does not read stops only itself); a listener that the network can
-//! reach, as long as there are neither TLS nor tokens.
+//! reach without both TLS and tokens.
 //!
 //! ```no_run
 //! # async fn example() -> coact_core::Result<()> {
@@ -41,12 +41,15 @@
 //! ```
 
 mod api;
+pub mod auth;
 mod grpc;
 mod http;
 mod lifecycle;
 mod metrics;
+mod tls;
 
 use std::{
+    fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -57,7 +60,17 @@ use coact_engine_embedded::{Config, Engine};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
-use crate::{api::Api, grpc::Node, http::Port, lifecycle::Lifecycle, metrics::Metrics};
+pub use tls::TlsConfig;
+
+use crate::{
+    api::Api,
+    auth::{Auth, AuthConfig},
+    grpc::Node,
+    http::Port,
+    lifecycle::Lifecycle,
+    metrics::Metrics,
+    tls::Tls,
+};
 
 /// What the node says it is where etcd names its version: the protocol level that it is tested against, which clients
 /// parse as a semantic version and compare, with coact named in the build part, which no comparison looks at.
@@ -69,7 +82,7 @@ pub const DEFAULT_PORT: u16 = 7070;
 /// How a node is started.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Where it listens; only loopback addresses are allowed. Port 0 lets the system choose.
+    /// Where it listens: on loopback, unless it has both TLS and tokens. Port 0 lets the system choose.
     pub listen: SocketAddr,
     /// The engine behind it.
     pub engine: Config,
@@ -77,6 +90,10 @@ pub struct ServerConfig {
     pub limits: Limits,
     /// The weaknesses of the engine that its blocks over HTTP live with.
     pub accepted: Accepted,
+    /// Whether it asks who is there.
+    pub auth: AuthConfig,
+    /// Whether connections are secret.
+    pub tls: Option<TlsConfig>,
 }
 
 impl ServerConfig {
@@ -87,6 +104,8 @@ impl ServerConfig {
             engine,
             limits: Limits::default(),
             accepted: Accepted::default(),
+            auth: AuthConfig::default(),
+            tls: None,
         }
     }
 }
@@ -140,7 +159,6 @@ impl Default for Limits {
 }
 
 /// A running node. Dropping it closes its connections at once; [`shutdown`](Self::shutdown) is the polite way.
-#[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
     engine: Engine,
@@ -154,13 +172,14 @@ impl Server {
     /// Opens the engine and serves it.
     ///
     /// # Errors
-    /// `Denied` for an address that is not loopback; `Unavailable` if the address is in use; what opening the engine
+    /// `Denied` for an address beyond loopback without TLS and tokens; `Invalid` for a bad certificate; `Unavailable` if the address is in use; what opening the engine
     /// answers.
     ///
     /// # Cancel safety
     /// Safe: what was opened is closed again.
     pub async fn start(config: ServerConfig, env: Env) -> Result<Self> {
-        refuse_open_network(config.listen)?;
+        refuse_open_network(&config)?;
+        let tls = config.tls.as_ref().map(Tls::load).transpose()?;
         // The port first: a second node on it should fail before it touches the data.
         let listener = TcpListener::bind(config.listen).await.map_err(|error| cannot_listen(config.listen, error))?;
         let address = listener.local_addr().map_err(|error| cannot_listen(config.listen, error))?;
@@ -168,8 +187,9 @@ impl Server {
 
         let lifecycle = Lifecycle::default();
         let metrics = Arc::new(Metrics::default());
-        let node = Node::new(engine.clone(), address, config.limits, lifecycle.signal());
-        let port = Arc::new(Port::new(env.clone(), config.limits, lifecycle.signal()));
+        let auth = Auth::start(&config.auth, &engine, lifecycle.signal()).await?;
+        let node = Node::new(engine.clone(), auth, address, config.limits, lifecycle.signal());
+        let port = Arc::new(Port::new(env.clone(), config.limits, tls, lifecycle.signal()));
         let api = Api::new(node.clone(), config.accepted);
         let router = http::router(node, api.clone(), metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));
@@ -208,8 +228,22 @@ impl Server {
     }
 }
 
-/// Whatever listens beyond loopback can be read and written by everybody there, until TLS and tokens exist.
-fn refuse_open_network(listen: SocketAddr) -> Result<()> {
+/// Only where it listens: the engine behind it holds everybody's data.
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Server({})", self.address)
+    }
+}
+
+/// Whatever listens beyond loopback must be secret and ask who is there.
+fn refuse_open_network(config: &ServerConfig) -> Result<()> {
+    let listen = config.listen;
+    let missing = match (config.tls.is_some(), config.auth.enabled) {
+        (true, true) => return Ok(()),
+        (false, true) => "TLS is missing (tls.cert and tls.key in its configuration)",
+        (true, false) => "tokens are missing (auth.enabled = true in its configuration)",
+        (false, false) => "TLS and tokens are missing (`coact init --tls self-signed` makes a configuration with both)",
+    };
     if listen.ip().to_canonical().is_loopback() {
         return Ok(());
     }
@@ -217,9 +251,8 @@ fn refuse_open_network(listen: SocketAddr) -> Result<()> {
     Err(Error::new(
         ErrorKind::Denied,
         format!(
-            "listening on {listen} is refused: it would open the node to the network, and there are no TLS and no \
-             tokens yet; listen on 127.0.0.1:{port} and let others in through an SSH tunnel \
-             (ssh -L {port}:127.0.0.1:{port} HOST) or a proxy that ends TLS and checks who they are"
+            "listening on {listen} is refused: it would open the node to the network, and {missing}; or listen on \
+             127.0.0.1:{port} and let others in through an SSH tunnel (ssh -L {port}:127.0.0.1:{port} HOST)"
         ),
     ))
 }

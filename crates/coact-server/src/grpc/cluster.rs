@@ -7,13 +7,14 @@ use coact_engine_etcd::wire::etcdserverpb::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{Node, errors::unsupported};
+use super::{Node, access, errors::unsupported};
 
 const ALONE: &str = "it is a cluster of one member, itself";
 
 #[tonic::async_trait]
 impl Cluster for Node {
-    async fn member_list(&self, _request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
+    async fn member_list(&self, request: Request<MemberListRequest>) -> Result<Response<MemberListResponse>, Status> {
+        access::caller(&request)?;
         let member = Member {
             id: self.member_id,
             name: "coact".to_owned(),
@@ -24,28 +25,32 @@ impl Cluster for Node {
         Ok(Response::new(MemberListResponse { header: self.header(self.engine.revision()), members: vec![member] }))
     }
 
-    async fn member_add(&self, _request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+    async fn member_add(&self, request: Request<MemberAddRequest>) -> Result<Response<MemberAddResponse>, Status> {
+        access::admin(&access::caller(&request)?, "adding a member")?;
         Err(unsupported("adding a member", ALONE))
     }
 
     async fn member_remove(
         &self,
-        _request: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
+        access::admin(&access::caller(&request)?, "removing a member")?;
         Err(unsupported("removing a member", ALONE))
     }
 
     async fn member_update(
         &self,
-        _request: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
+        access::admin(&access::caller(&request)?, "updating a member")?;
         Err(unsupported("updating a member", ALONE))
     }
 
     async fn member_promote(
         &self,
-        _request: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
+        access::admin(&access::caller(&request)?, "promoting a member")?;
         Err(unsupported("promoting a member", ALONE))
     }
 }

@@ -11,35 +11,42 @@ use coact_engine_etcd::wire::v3electionpb::{
     CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
     ResignRequest, ResignResponse, election_server::Election,
 };
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{stream, stream::BoxStream};
 use tonic::{Request, Response, Status};
 
 use super::{
-    Node, convert,
+    Node, access, convert,
     errors::{ELECTION_EXPIRED, LEADER_MISSING, NO_LEADER, NOT_LEADER, STOPPED, failed, relayed},
     turn::{self, Place},
 };
+use crate::auth::{Keys, Verb};
 
 #[tonic::async_trait]
 impl Election for Node {
     /// Waits to be the leader. A caller that goes away before it is withdraws.
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
+        let caller = access::caller(&request)?;
         let CampaignRequest { name, lease, value } = request.into_inner();
+        access::line(&caller, &name, &[Verb::Read, Verb::Write])?;
         let wanted = value.clone();
         let adjust = async |place: &Place| self.adjust(place, wanted).await;
-        let (place, _) = self.take_turn(&name, lease, value, ELECTION_EXPIRED, adjust).await?;
+        let turn = self.take_turn(&name, lease, value, ELECTION_EXPIRED, adjust);
+        let (place, _) = access::wait_unchanged(&caller, turn).await?;
         let leader = LeaderKey { name, key: place.key, rev: place.created as i64, lease: place.lease };
         Ok(Response::new(CampaignResponse { header: self.header(place.revision), leader: Some(leader) }))
     }
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
+        let caller = access::caller(&request)?;
         let ProclaimRequest { leader, value } = request.into_inner();
         let leader = leader.ok_or(LEADER_MISSING)?;
+        access::keys(&caller, Keys::one(&leader.key), &[Verb::Write])?;
         let revision = self.put_as_leader(leader.key, leader.rev as u64, leader.lease, value).await?;
         Ok(Response::new(ProclaimResponse { header: self.header(revision) }))
     }
 
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
+        access::line(&access::caller(&request)?, &request.get_ref().name, &[Verb::Read])?;
         let (leader, revision) = self.first(turn::line(&request.get_ref().name)).await?;
         let leader = leader.ok_or(NO_LEADER)?;
         Ok(Response::new(self.leads(&leader, revision)))
@@ -48,6 +55,8 @@ impl Election for Node {
     type ObserveStream = BoxStream<'static, Result<LeaderResponse, Status>>;
 
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+        let caller = access::caller(&request)?;
+        access::line(&caller, &request.get_ref().name, &[Verb::Read])?;
         let observer = Observer {
             node: self.clone(),
             line: turn::line(&request.get_ref().name),
@@ -61,12 +70,14 @@ impl Election for Node {
             let open = leader.is_ok().then_some(observer);
             Some((leader, open))
         });
-        Ok(Response::new(leaders.boxed()))
+        Ok(Response::new(access::while_unchanged(caller, leaders)))
     }
 
     /// Withdraws; no effect for who is not in the line any more.
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
+        let caller = access::caller(&request)?;
         let leader = request.into_inner().leader.ok_or(LEADER_MISSING)?;
+        access::keys(&caller, Keys::one(&leader.key), &[Verb::Write])?;
         let delete = DeleteRequest { keys: KeyRange::one(leader.key.clone()), previous: false };
         let request = TxnRequest {
             compare: vec![turn::created_at(&leader.key, leader.rev as u64)],

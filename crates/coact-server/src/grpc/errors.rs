@@ -32,6 +32,16 @@ pub(super) const FUTURE: Refusal =
 pub(super) const LEASE_NOT_FOUND: Refusal = Refusal(Code::NotFound, "etcdserver: requested lease not found");
 pub(super) const LEASE_EXISTS: Refusal = Refusal(Code::FailedPrecondition, "etcdserver: lease already exists");
 pub(super) const TTL_TOO_LARGE: Refusal = Refusal(Code::OutOfRange, "etcdserver: too large lease TTL");
+pub(super) const NO_TOKEN: Refusal = Refusal(Code::Unauthenticated, "etcdserver: invalid auth token");
+pub(super) const DENIED: Refusal = Refusal(Code::PermissionDenied, "etcdserver: permission denied");
+/// What etcd says in a watch's response.
+pub(super) const WATCH_DENIED: &str = "rpc error: code = PermissionDenied desc = etcdserver: permission denied";
+pub(super) const AUTH_OFF: Refusal = Refusal(Code::FailedPrecondition, "etcdserver: authentication is not enabled");
+pub(super) const AUTH_FAILED: Refusal =
+    Refusal(Code::InvalidArgument, "etcdserver: authentication failed, invalid user ID or password");
+/// Not etcd's, whose streams go on with what they were allowed when they began.
+pub(super) const ACCESS_CHANGED: Refusal =
+    Refusal(Code::Unavailable, "coact: what this token allows has changed; ask again");
 pub(super) const STOPPED: Refusal = Refusal(Code::Unavailable, "etcdserver: server stopped");
 
 // etcd's lock and election services pass on what its Go client says, whose errors have no code.

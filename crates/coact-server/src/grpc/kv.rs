@@ -8,7 +8,7 @@ use coact_engine_etcd::wire::etcdserverpb::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    Node, check, convert,
+    Node, access, check, convert,
     errors::{COMPACTED, failed, wrong_answer},
 };
 
@@ -16,15 +16,19 @@ use super::{
 impl Kv for Node {
     /// A serializable read is answered like any other: the one member is never behind.
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        let caller = access::caller(&request)?;
         let request = request.into_inner();
         check::range(&request)?;
+        access::range(&caller, &request)?;
         let (found, revision) = self.engine.range(convert::range(request)).await.map_err(failed)?;
         Ok(Response::new(convert::range_response(found, self.header(revision))))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let caller = access::caller(&request)?;
         let request = request.into_inner();
         check::put(&request)?;
+        access::put(&caller, &request)?;
         check::size(&request, self.limits.request_bytes)?;
         let (answer, revision) = self.write(Op::Put(convert::put(request))).await?;
         let Answer::Put(previous) = answer else { return Err(wrong_answer()) };
@@ -36,8 +40,10 @@ impl Kv for Node {
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
+        let caller = access::caller(&request)?;
         let request = request.into_inner();
         check::delete(&request)?;
+        access::delete(&caller, &request)?;
         check::size(&request, self.limits.request_bytes)?;
         let (answer, revision) = self.write(Op::Delete(convert::delete(request))).await?;
         let Answer::Delete { deleted, previous } = answer else { return Err(wrong_answer()) };
@@ -49,8 +55,10 @@ impl Kv for Node {
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let caller = access::caller(&request)?;
         let request = request.into_inner();
         check::txn(&request, self.limits.txn_ops)?;
+        access::txn(&caller, &request)?;
         check::size(&request, self.limits.request_bytes)?;
         let response = self.engine.txn(convert::txn(request)).await.map_err(failed)?;
         let header = self.header(response.revision);
@@ -59,6 +67,7 @@ impl Kv for Node {
 
     /// Compaction is durable before it is answered, whether `physical` was asked for or not.
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+        access::admin(&access::caller(&request)?, "compact")?;
         let Ok(revision) = u64::try_from(request.get_ref().revision) else { return Err(COMPACTED.into()) };
         self.engine.compact(revision).await.map_err(failed)?;
         Ok(Response::new(CompactionResponse { header: self.header(self.engine.revision()) }))

@@ -9,13 +9,14 @@ use coact_engine_etcd::wire::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
     LeaseTimeToLiveResponse, lease_server::Lease,
 };
-use futures::{StreamExt, stream, stream::BoxStream};
+use futures::{stream, stream::BoxStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Node,
+    Node, access,
     errors::{STOPPED, TTL_TOO_LARGE, failed},
 };
+use crate::auth::{Caller, Keys, Verb};
 
 /// The shortest lease, in seconds. etcd's is longer than its election timeout, two seconds by default; a node has no
 /// election.
@@ -26,6 +27,7 @@ const TTL_MAX: i64 = 9_000_000_000;
 #[tonic::async_trait]
 impl Lease for Node {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        access::some_write(&access::caller(&request)?)?;
         let request = request.into_inner();
         if request.ttl > TTL_MAX {
             return Err(TTL_TOO_LARGE.into());
@@ -44,6 +46,7 @@ impl Lease for Node {
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        self.allow_lease(&access::caller(&request)?, request.get_ref().id, Verb::Write)?;
         self.engine.lease_revoke(request.get_ref().id).await.map_err(failed)?;
         Ok(Response::new(LeaseRevokeResponse { header: self.header(self.engine.revision()) }))
     }
@@ -54,6 +57,8 @@ impl Lease for Node {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let caller = access::caller(&request)?;
+        access::some_write(&caller)?;
         let renewals = stream::unfold(Some((self.clone(), request.into_inner())), |open| async move {
             let (mut node, mut requests) = open?;
             let renewed = node.renew_next(&mut requests).await?;
@@ -61,14 +66,19 @@ impl Lease for Node {
             let open = renewed.is_ok().then_some((node, requests));
             Some((renewed, open))
         });
-        Ok(Response::new(renewals.boxed()))
+        Ok(Response::new(access::while_unchanged(caller, renewals)))
     }
 
     async fn lease_time_to_live(
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let caller = access::caller(&request)?;
+        access::some_write(&caller)?;
         let LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        if keys {
+            self.allow_lease(&caller, id, Verb::Read)?;
+        }
         let header = self.header(self.engine.revision());
         let response = match self.engine.lease_status(id) {
             Ok(status) => LeaseTimeToLiveResponse {
@@ -88,14 +98,22 @@ impl Lease for Node {
 
     async fn lease_leases(
         &self,
-        _request: Request<LeaseLeasesRequest>,
+        request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        access::admin(&access::caller(&request)?, "list leases")?;
         let leases = self.engine.leases().into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: self.header(self.engine.revision()), leases }))
     }
 }
 
 impl Node {
+    /// The end of a lease deletes its keys, and a look at it lists them: both need leave for each of them.
+    fn allow_lease(&self, caller: &Caller, id: i64, verb: Verb) -> Result<(), Status> {
+        access::some_write(caller)?;
+        let keys = self.engine.lease_status(id).map(|status| status.keys).unwrap_or_default();
+        keys.iter().try_for_each(|key| access::keys(caller, Keys::one(key), &[verb]))
+    }
+
     /// Answers the next renewal; `None` once the client has no more.
     async fn renew_next(
         &mut self,

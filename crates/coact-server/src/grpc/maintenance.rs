@@ -9,7 +9,7 @@ use coact_engine_etcd::wire::etcdserverpb::{
 use futures::stream::Empty;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
-use super::{Node, RAFT_TERM, errors::unsupported};
+use super::{Node, RAFT_TERM, access, errors::unsupported};
 use crate::ETCD_VERSION;
 
 /// Response metadata that names the durability of acknowledged writes, since etcd's messages have no place for it:
@@ -18,7 +18,8 @@ const DURABILITY_HEADER: &str = "coact-durability";
 
 #[tonic::async_trait]
 impl Maintenance for Node {
-    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        access::caller(&request)?;
         let stats = self.engine.stats();
         let mut response = Response::new(StatusResponse {
             header: self.header(stats.revision),
@@ -40,6 +41,7 @@ impl Maintenance for Node {
 
     /// There are never alarms: an engine that cannot write stops, and says so in its health.
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        access::admin(&access::caller(&request)?, "alarm")?;
         if request.get_ref().action() == AlarmAction::Activate {
             return Err(unsupported("raising an alarm", "its health follows from its disk alone"));
         }
@@ -47,27 +49,32 @@ impl Maintenance for Node {
     }
 
     /// Nothing to do, and no harm in asking: the log gives its space back by itself as snapshots replace it.
-    async fn defragment(&self, _request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+    async fn defragment(&self, request: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        access::admin(&access::caller(&request)?, "defragment")?;
         Ok(Response::new(DefragmentResponse { header: self.header(self.engine.revision()) }))
     }
 
-    async fn hash(&self, _request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+    async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        access::admin(&access::caller(&request)?, "hash")?;
         Err(unsupported("hash", NO_REPLICAS))
     }
 
-    async fn hash_kv(&self, _request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        access::admin(&access::caller(&request)?, "hashkv")?;
         Err(unsupported("hashkv", NO_REPLICAS))
     }
 
     type SnapshotStream = Empty<Result<SnapshotResponse, Status>>;
 
-    async fn snapshot(&self, _request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        access::admin(&access::caller(&request)?, "snapshot")?;
         let instead = "to back it up, stop it and copy its data directory, or save the keys with \
                        etcdctl get --from-key \"\" -w json";
         Err(unsupported("snapshot", instead))
     }
 
-    async fn move_leader(&self, _request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
+        access::admin(&access::caller(&request)?, "move the leader")?;
         Err(unsupported("moving the leader", "it is a cluster of one member, itself"))
     }
 }

@@ -3,6 +3,8 @@
 //! A handler checks the request as etcd does and in its order ([`check`]), translates it ([`convert`]), asks the
 //! engine, and translates back. Errors carry etcd's codes and messages ([`errors`]), which clients compare by text.
 
+mod access;
+mod auth;
 mod check;
 mod cluster;
 mod convert;
@@ -22,8 +24,8 @@ use coact_core::env::Env;
 use coact_engine_embedded::Engine;
 use coact_engine_etcd::wire::{
     etcdserverpb::{
-        ResponseHeader, cluster_server::ClusterServer, kv_server::KvServer, lease_server::LeaseServer,
-        maintenance_server::MaintenanceServer, watch_server::WatchServer,
+        ResponseHeader, auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
+        lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
     },
     v3electionpb::election_server::ElectionServer,
     v3lockpb::lock_server::LockServer,
@@ -31,7 +33,7 @@ use coact_engine_etcd::wire::{
 use tonic::{body::Body, server::NamedService};
 use tower::Service;
 
-use crate::{Limits, lifecycle::Signal};
+use crate::{Limits, auth::Auth, lifecycle::Signal};
 
 /// The raft term that a node shows. There is no raft; etcd's first leader has term 2.
 const RAFT_TERM: u64 = 2;
@@ -45,6 +47,9 @@ pub(crate) fn routes(node: Node) -> Router {
     let router = serve(router, LeaseServer::new(node.clone()).max_decoding_message_size(limit));
     let router = serve(router, ClusterServer::new(node.clone()).max_decoding_message_size(limit));
     let router = serve(router, MaintenanceServer::new(node.clone()).max_decoding_message_size(limit));
+    // Only this one call of the service: the fallback says that there are no users of etcd's kind.
+    let auth = AuthServer::new(node.clone()).max_decoding_message_size(limit);
+    let router = router.route_service("/etcdserverpb.Auth/Authenticate", auth);
     let router = serve(router, LockServer::new(node.clone()).max_decoding_message_size(limit));
     serve(router, ElectionServer::new(node).max_decoding_message_size(limit))
 }
@@ -61,6 +66,7 @@ where
 #[derive(Clone, Debug)]
 pub(crate) struct Node {
     engine: Engine,
+    auth: Auth,
     address: SocketAddr,
     limits: Limits,
     signal: Signal,
@@ -69,13 +75,17 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(engine: Engine, address: SocketAddr, limits: Limits, signal: Signal) -> Self {
+    pub(crate) fn new(engine: Engine, auth: Auth, address: SocketAddr, limits: Limits, signal: Signal) -> Self {
         let store = engine.store_id();
-        Self { engine, address, limits, signal, cluster_id: scramble(store), member_id: scramble(!store) }
+        Self { engine, auth, address, limits, signal, cluster_id: scramble(store), member_id: scramble(!store) }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    pub(crate) fn auth(&self) -> &Auth {
+        &self.auth
     }
 
     pub(crate) fn env(&self) -> &Env {

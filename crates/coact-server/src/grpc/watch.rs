@@ -28,9 +28,10 @@ use tokio::sync::Notify;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Node, convert,
-    errors::{STOPPED, failed},
+    Node, access, convert,
+    errors::{STOPPED, WATCH_DENIED, failed},
 };
+use crate::auth::{Caller, Keys, Verb};
 
 /// The watch id of a progress answer that is for the whole stream.
 const WHOLE_STREAM: i64 = -1;
@@ -44,18 +45,20 @@ impl Watch for Node {
     type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let session = Session::new(self.clone(), request.into_inner());
+        let caller = access::caller(&request)?;
+        let session = Session::new(self.clone(), caller.clone(), request.into_inner());
         let responses = stream::unfold(session, |mut session| async move {
             let response = session.next_response().await?;
             Some((response, session))
         });
-        Ok(Response::new(responses.boxed()))
+        Ok(Response::new(access::while_unchanged(caller, responses)))
     }
 }
 
 /// One stream with its watches.
 struct Session {
     node: Node,
+    caller: Caller,
     /// `None` once the client has nothing more to ask.
     requests: Option<Streaming<WatchRequest>>,
     watches: HashMap<i64, Subscription>,
@@ -93,10 +96,11 @@ struct ProgressAnswer {
 }
 
 impl Session {
-    fn new(node: Node, requests: Streaming<WatchRequest>) -> Self {
+    fn new(node: Node, caller: Caller, requests: Streaming<WatchRequest>) -> Self {
         let next_notice = node.env().now() + notice_interval(&node);
         Self {
             node,
+            caller,
             requests: Some(requests),
             watches: HashMap::new(),
             steps: FuturesUnordered::new(),
@@ -182,6 +186,9 @@ impl Session {
     fn admit(&mut self, request: &WatchCreateRequest, keys: &KeyRange) -> Result<i64, &'static str> {
         if !keys.is_one() && keys.end[..] != [0] && keys.start >= keys.end {
             return Err("mvcc: watcher range is empty");
+        }
+        if self.caller.allow_keys(Keys::range(&keys.start, &keys.end), Verb::Read).is_err() {
+            return Err(WATCH_DENIED);
         }
         if request.watch_id != 0 {
             if self.watches.contains_key(&request.watch_id) {

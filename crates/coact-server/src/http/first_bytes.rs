@@ -10,15 +10,12 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Reads until it is clear which protocol is spoken.
-pub(super) async fn read(mut stream: TcpStream) -> io::Result<Replay> {
+pub(super) async fn read<S: AsyncRead + Unpin>(mut stream: S) -> io::Result<Replay<S>> {
     let mut first = [0; HTTP2_PREFACE.len()];
     let mut length = 0;
     while length < first.len() && HTTP2_PREFACE.starts_with(&first[..length]) {
@@ -32,12 +29,12 @@ pub(super) async fn read(mut stream: TcpStream) -> io::Result<Replay> {
 
 /// A connection that gives the bytes that were read already once more.
 #[derive(Debug)]
-pub(super) struct Replay {
+pub(super) struct Replay<S> {
     first: Bytes,
-    stream: TcpStream,
+    stream: S,
 }
 
-impl AsyncRead for Replay {
+impl<S: AsyncRead + Unpin> AsyncRead for Replay<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.first.is_empty() {
             return Pin::new(&mut self.stream).poll_read(context, into);
@@ -49,7 +46,7 @@ impl AsyncRead for Replay {
     }
 }
 
-impl AsyncWrite for Replay {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Replay<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(context, from)
     }

@@ -104,6 +104,10 @@ pub(super) async fn require_http2(request: Request, next: Next) -> Response {
     Problem::new(StatusCode::HTTP_VERSION_NOT_SUPPORTED, ErrorKind::Unsupported, detail).into_response()
 }
 
-fn speaks_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn speaks_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+pub(crate) fn problem(status: StatusCode, kind: ErrorKind, detail: &str) -> Response {
+    Problem::new(status, kind, detail.to_owned()).into_response()
 }

@@ -13,7 +13,7 @@ use coact_engine_embedded::Config;
 use coact_server::{Limits, Server, ServerConfig};
 use tempfile::TempDir;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -153,13 +153,38 @@ pub(crate) async fn get(address: SocketAddr, path: &str) -> (u16, String) {
 
 /// Makes an HTTP/1.1 request by hand; returns the status and the body.
 pub(crate) async fn http(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).await.expect("it accepts");
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let (head, body) = http_with(address, method, path, "", "").await;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+    assert!(!head.to_lowercase().contains("transfer-encoding"), "the length is known: {head}");
+    (status, body)
+}
+
+/// As [`http`], with more lines in the header and a body; returns the header and the body.
+pub(crate) async fn http_with(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    more: &str,
+    body: &str,
+) -> (String, String) {
+    let stream = TcpStream::connect(address).await.expect("it accepts");
+    http_over(stream, method, path, more, body).await
+}
+
+/// As [`http_with`], over a connection that is open.
+pub(crate) async fn http_over(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    method: &str,
+    path: &str,
+    more: &str,
+    body: &str,
+) -> (String, String) {
+    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}{length}\r\n{body}");
     stream.write_all(request.as_bytes()).await.expect("it reads");
     let mut answer = String::new();
     within("an answer", stream.read_to_string(&mut answer)).await.expect("text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("a header and a body");
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
-    assert!(!head.to_lowercase().contains("transfer-encoding"), "the length is known: {head}");
-    (status, body.to_owned())
+    (head.to_owned(), body.to_owned())
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::large_futures, reason = "a script of hundreds of calls is one large future, made once")]
 
 mod api;
+mod auth;
 mod bed;
 mod client;
 mod differential;
@@ -10,6 +11,7 @@ mod failure;
 mod limits;
 mod pages;
 mod shutdown;
+mod tls;
 mod turns;
 mod watches;
 mod web;
