@@ -10,16 +10,13 @@ use axum::{
         sse::{Event, KeepAlive},
     },
 };
-use coact_core::{
-    contract::kv::{Change, Feed, Scope},
-    name::Dir,
-};
+use coact_core::contract::kv::{Change, Feed, Scope};
 use futures::{Stream, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, Store,
+    Api, Caller, Store, Verb,
     entry::ChangeView,
     extract::{Path, Query, invalid},
     kv::{NamespacePath, revision},
@@ -90,11 +87,12 @@ pub(super) struct Changes {
 )]
 pub(super) async fn stream(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     Query(query): Query<WatchQuery>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
     let scope = scope(&store, query.dir.as_deref(), query.key.as_deref())?;
     let after = match headers.get("last-event-id") {
         Some(id) => match id.to_str().ok().and_then(|id| id.parse().ok()) {
@@ -105,8 +103,13 @@ pub(super) async fn stream(
     };
     let after = after.map(revision).transpose()?;
     let feed = store.kv.watch(scope, after).await?;
-    let mut signal = api.0.node.signal();
-    let events = events(feed).take_until(async move { signal.draining().await });
+    let (mut signal, caller) = (api.0.node.signal(), store.caller);
+    let events = events(feed).take_until(async move {
+        tokio::select! {
+            () = signal.draining() => {}
+            () = caller.until_changed() => {}
+        }
+    });
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
@@ -128,10 +131,11 @@ fn events(feed: Feed) -> impl Stream<Item = Result<Event, axum::Error>> + Send {
 )]
 pub(super) async fn poll(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     Query(query): Query<PollQuery>,
 ) -> Result<axum::Json<Changes>, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
     let scope = scope(&store, query.dir.as_deref(), query.key.as_deref())?;
     let wait = Duration::from_millis(match query.wait_ms.unwrap_or(10_000) {
         wait @ 0..=WAIT_MAX_MS => wait,
@@ -143,6 +147,7 @@ pub(super) async fn poll(
     let first = tokio::select! {
         first = api.env().timeout(wait, first_change(&mut feed)) => first.transpose()?.flatten(),
         () = signal.draining() => None,
+        () = store.caller.until_changed() => None,
     };
     let changes: Vec<ChangeView> = match first {
         None => Vec::new(),
@@ -173,8 +178,8 @@ async fn first_change(feed: &mut Feed) -> coact_core::Result<Option<Change>> {
 
 fn scope(store: &Store, dir: Option<&str>, key: Option<&str>) -> Result<Scope, Problem> {
     match (dir, key) {
-        (Some(dir), None) => Ok(Scope::Dir(Dir::new(&store.realm, dir)?)),
-        (None, Some(key)) => Ok(Scope::Key(store.key(key)?)),
+        (Some(dir), None) => Ok(Scope::Dir(store.dir(dir, Verb::Read)?)),
+        (None, Some(key)) => Ok(Scope::Key(store.key(key, Verb::Read)?)),
         _ => Err(invalid("name what to watch once: as dir or as key")),
     }
 }

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, Store,
+    Api, Block, Caller, Store, Verb,
     extract::{Path, Query, invalid},
     kv::InRealm,
     problem::{self, Problem},
@@ -128,10 +128,12 @@ struct WorkerView {
 )]
 pub(super) async fn next(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<SpacePath>,
     Query(query): Query<NextQuery>,
 ) -> Result<Json<IdsView>, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
+    store.allow(Block::Id, Verb::Write, &path.space)?;
     let count = match query.n.unwrap_or(1) {
         count @ 1..=IDS_MAX => count,
         other => return Err(invalid(format!("n {other} is not allowed: use 1 to {IDS_MAX}"))),
@@ -154,10 +156,12 @@ pub(super) async fn next(
 )]
 pub(super) async fn workers(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<SpacePath>,
     Query(query): Query<InRealm>,
 ) -> Result<Json<Workers>, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
+    store.allow(Block::Id, Verb::Read, &path.space)?;
     let workers = id::workers(&store.kv, &store.realm, &path.space).await?.into_iter().map(|info| WorkerView {
         worker: info.worker,
         until_ms: info.until_ms,

@@ -5,15 +5,12 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use coact_core::{
-    contract::kv::{Check, Found, Order, Read, ReadAt, Revision, Txn, Write},
-    name::Dir,
-};
+use coact_core::contract::kv::{Check, Found, Order, Read, ReadAt, Revision, Txn, Write};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, Store,
+    Api, Caller, Store, Verb,
     entry::{EntryView, Value},
     extract::{Condition, IdempotencyKey, Json, Path, Query, invalid},
     idempotency::Outcome,
@@ -152,11 +149,12 @@ pub(super) struct Written {
 )]
 pub(super) async fn read(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<EntryPath>,
     Query(query): Query<ReadQuery>,
 ) -> Result<Response, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
-    let key = store.key(&path.key)?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
+    let key = store.key(&path.key, Verb::Read)?;
     let at = match query.at.unwrap_or(Freshness::Linearizable) {
         Freshness::Linearizable => ReadAt::Linearizable,
         Freshness::Any => ReadAt::Any,
@@ -179,11 +177,12 @@ pub(super) async fn read(
 )]
 pub(super) async fn list(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     Query(query): Query<ListQuery>,
 ) -> Result<axum::Json<EntryPage>, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
-    let dir = Dir::new(&store.realm, &query.dir)?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
+    let dir = store.dir(&query.dir, Verb::Read)?;
     let by = query.order.unwrap_or_default();
     let order = match by {
         By::Name => Order::Name { after: query.after.unwrap_or_default() },
@@ -231,11 +230,13 @@ pub(super) fn limit(limit: Option<usize>) -> Result<usize, Problem> {
 )]
 pub(super) async fn dirs(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     Query(query): Query<DirsQuery>,
 ) -> Result<axum::Json<Dirs>, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
     let (prefix, after) = (query.prefix.unwrap_or_default(), query.after.unwrap_or_default());
+    store.allow_dirs(&prefix, Verb::Read)?;
     let dirs = store.kv.dirs(&store.realm, &prefix, &after, limit(query.limit)?).await?;
     Ok(axum::Json(Dirs { dirs: dirs.iter().map(|dir| dir.path().to_owned()).collect() }))
 }
@@ -257,13 +258,14 @@ pub(super) async fn dirs(
 )]
 pub(super) async fn put(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<EntryPath>,
     Query(query): Query<InRealm>,
     condition: Option<Condition>,
     idempotency: Option<IdempotencyKey>,
     Json(body): Json<Value>,
 ) -> Result<Response, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
     let write = put_write(&store, &path.key, &body).await?;
     change(&api, &store, condition, idempotency, write).await
 }
@@ -283,18 +285,19 @@ pub(super) async fn put(
 )]
 pub(super) async fn delete(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<EntryPath>,
     Query(query): Query<InRealm>,
     condition: Option<Condition>,
     idempotency: Option<IdempotencyKey>,
 ) -> Result<Response, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
-    let write = Write::Delete(store.key(&path.key)?);
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
+    let write = Write::Delete(store.key(&path.key, Verb::Write)?);
     change(&api, &store, condition, idempotency, write).await
 }
 
 async fn put_write(store: &Store, key: &str, body: &Value) -> Result<Write, Problem> {
-    let key = store.key(key)?;
+    let key = store.key(key, Verb::Write)?;
     let value = body.bytes()?;
     let lease = match &body.session {
         Some(id) => Some(session::lease_of(store, id).await?),
@@ -464,12 +467,13 @@ pub(super) enum FoundView {
 )]
 pub(super) async fn txn(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     Query(query): Query<InRealm>,
     idempotency: Option<IdempotencyKey>,
     Json(body): Json<TxnBody>,
 ) -> Result<axum::Json<TxnAnswer>, Problem> {
-    let store = api.store(&path.namespace, query.realm.as_deref())?;
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
     let txn = contract_txn(&store, body).await?;
     Ok(axum::Json(match api.0.records.run(&store, idempotency, txn).await? {
         Outcome::Committed { revision, reads, repeated } => {
@@ -487,18 +491,18 @@ async fn contract_txn(store: &Store, body: TxnBody) -> Result<Txn, Problem> {
     let mut txn = Txn::default();
     for check in &body.checks {
         txn.checks.push(match check {
-            CheckBody::Absent(key) => Check::Absent(store.key(key)?),
-            CheckBody::CreatedAt(at) => Check::CreatedAt(store.key(&at.key)?, Revision(at.revision)),
-            CheckBody::ModifiedAt(at) => Check::ModifiedAt(store.key(&at.key)?, Revision(at.revision)),
+            CheckBody::Absent(key) => Check::Absent(store.key(key, Verb::Read)?),
+            CheckBody::CreatedAt(at) => Check::CreatedAt(store.key(&at.key, Verb::Read)?, Revision(at.revision)),
+            CheckBody::ModifiedAt(at) => Check::ModifiedAt(store.key(&at.key, Verb::Read)?, Revision(at.revision)),
             CheckBody::SessionAlive(id) => Check::LeaseAlive(session::lease_of(store, id).await?),
         });
     }
     for read in &body.reads {
         txn.reads.push(match read {
-            ReadBody::Get(key) => Read::Get(store.key(key)?),
-            ReadBody::First(dir) => Read::First(Dir::new(&store.realm, dir)?),
-            ReadBody::Last(dir) => Read::Last(Dir::new(&store.realm, dir)?),
-            ReadBody::Count(dir) => Read::Count(Dir::new(&store.realm, dir)?),
+            ReadBody::Get(key) => Read::Get(store.key(key, Verb::Read)?),
+            ReadBody::First(dir) => Read::First(store.dir(dir, Verb::Read)?),
+            ReadBody::Last(dir) => Read::Last(store.dir(dir, Verb::Read)?),
+            ReadBody::Count(dir) => Read::Count(store.dir(dir, Verb::Read)?),
         });
     }
     for write in body.writes {
@@ -506,8 +510,8 @@ async fn contract_txn(store: &Store, body: TxnBody) -> Result<Txn, Problem> {
             WriteBody::Put(PutBody { key, value, value_base64, session }) => {
                 put_write(store, &key, &Value { value, value_base64, session }).await?
             }
-            WriteBody::Delete(key) => Write::Delete(store.key(&key)?),
-            WriteBody::Incr(IncrBody { key, by }) => Write::Incr { key: store.key(&key)?, by },
+            WriteBody::Delete(key) => Write::Delete(store.key(&key, Verb::Write)?),
+            WriteBody::Incr(IncrBody { key, by }) => Write::Incr { key: store.key(&key, Verb::Write)?, by },
         });
     }
     Ok(txn)

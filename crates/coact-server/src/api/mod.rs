@@ -20,15 +20,20 @@ use std::{fmt, sync::Arc};
 
 use axum::{Router, extract::DefaultBodyLimit};
 use coact_core::{
-    Result,
+    Error, ErrorKind, Result,
     contract::kv::KvHandle,
     env::Env,
     guarantees::Accepted,
-    name::{Key, Namespace, Realm},
+    name::{Dir, Key, Namespace, Realm},
 };
+use coact_engine_embedded::flat::KeyRange;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use crate::{grpc::Node, http::pages};
+use crate::{
+    auth::{Block, Caller, Keys, RESERVED_NAMESPACE, Verb},
+    grpc::Node,
+    http::pages,
+};
 
 /// What handlers share; cheap to clone.
 #[derive(Clone)]
@@ -61,11 +66,14 @@ impl Api {
         self.0.node.limits().body_bytes
     }
 
-    /// The part of the store that a request names.
-    fn store(&self, namespace: &str, realm: Option<&str>) -> Result<Store> {
+    /// The part of the store that a request names, for this caller.
+    fn store(&self, caller: Caller, namespace: &str, realm: Option<&str>) -> Result<Store> {
         let namespace = Namespace::new(namespace)?;
+        if namespace.as_str() == RESERVED_NAMESPACE {
+            return Err(Error::new(ErrorKind::Denied, format!("namespace {namespace} is the node's own")));
+        }
         let kv = self.0.node.engine().kv(namespace.clone(), self.0.accepted.clone());
-        Ok(Store { kv, namespace, realm: realm.map_or(Ok(Realm::default()), Realm::new)? })
+        Ok(Store { caller, kv, namespace, realm: realm.map_or(Ok(Realm::default()), Realm::new)? })
     }
 
     /// Ends what the API itself holds in the store.
@@ -74,16 +82,42 @@ impl Api {
     }
 }
 
-/// A namespace and a realm in it.
+/// A namespace and a realm in it, as far as a caller may reach.
 struct Store {
+    caller: Caller,
     kv: KvHandle,
     namespace: Namespace,
     realm: Realm,
 }
 
 impl Store {
-    fn key(&self, text: &str) -> Result<Key> {
-        Key::parse(&self.realm, text)
+    /// The key that people write as `dir/name`, if the caller may do this to it.
+    fn key(&self, text: &str, verb: Verb) -> Result<Key> {
+        let key = Key::parse(&self.realm, text)?;
+        self.caller.allow_keys(Keys::one(key.to_flat(&self.namespace).as_bytes()), verb)?;
+        Ok(key)
+    }
+
+    /// A dir, if the caller may do this to all of its entries.
+    fn dir(&self, path: &str, verb: Verb) -> Result<Dir> {
+        let dir = Dir::new(&self.realm, path)?;
+        self.allow_prefix(dir.to_flat(&self.namespace), verb)?;
+        Ok(dir)
+    }
+
+    /// Whether the caller may do this to every dir that starts with this.
+    fn allow_dirs(&self, prefix: &str, verb: Verb) -> Result<()> {
+        self.allow_prefix(format!("{}/{}/{prefix}", self.namespace, self.realm), verb)
+    }
+
+    /// Whether the caller may do this to what a block calls by this name.
+    fn allow(&self, block: Block, verb: Verb, resource: &str) -> Result<()> {
+        self.caller.allow(block, verb, self.namespace.as_str(), resource)
+    }
+
+    fn allow_prefix(&self, prefix: String, verb: Verb) -> Result<()> {
+        let range = KeyRange::prefix(prefix);
+        self.caller.allow_keys(Keys::range(&range.start, &range.end), verb)
     }
 }
 

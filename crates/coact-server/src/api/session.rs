@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, Store,
+    Api, Block, Caller, Store, Verb,
     extract::{IdempotencyKey, Json, Path, Query},
     idempotency::digest,
     kv::{NamespacePath, created_after, limit},
@@ -124,11 +124,13 @@ pub(super) struct Known {
 )]
 pub(super) async fn create(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     idempotency: Option<IdempotencyKey>,
     Json(body): Json<NewSession>,
 ) -> Result<Response, Problem> {
-    let store = api.store(&path.namespace, None)?;
+    let store = api.store(caller, &path.namespace, None)?;
+    store.allow(Block::Session, Verb::Write, "")?;
     let id = match &idempotency {
         Some(IdempotencyKey(key)) => digest(format!("session {key}").as_bytes()),
         None => format!("{:016x}{:016x}", api.env().random(), api.env().random()),
@@ -164,9 +166,11 @@ pub(super) async fn create(
 )]
 pub(super) async fn read(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<SessionPath>,
 ) -> Result<axum::Json<SessionView>, Problem> {
-    let store = api.store(&path.namespace, None)?;
+    let store = api.store(caller, &path.namespace, None)?;
+    store.allow(Block::Session, Verb::Read, "")?;
     Ok(axum::Json(view(&store, &path.id).await?))
 }
 
@@ -180,9 +184,11 @@ pub(super) async fn read(
 )]
 pub(super) async fn renew(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<SessionPath>,
 ) -> Result<axum::Json<SessionView>, Problem> {
-    let store = api.store(&path.namespace, None)?;
+    let store = api.store(caller, &path.namespace, None)?;
+    store.allow(Block::Session, Verb::Write, "")?;
     let known = find(&store, &path.id).await?;
     let left = store.kv.lease_renew(known.lease.id).await?;
     Ok(axum::Json(SessionView {
@@ -201,8 +207,13 @@ pub(super) async fn renew(
         (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
     ),
 )]
-pub(super) async fn end(State(api): State<Api>, Path(path): Path<SessionPath>) -> Result<StatusCode, Problem> {
-    let store = api.store(&path.namespace, None)?;
+pub(super) async fn end(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(path): Path<SessionPath>,
+) -> Result<StatusCode, Problem> {
+    let store = api.store(caller, &path.namespace, None)?;
+    store.allow(Block::Session, Verb::Write, "")?;
     if let Some(entry) = store.kv.get(&key(&path.id)?).await?
         && let Some(lease) = entry.lease
     {
@@ -221,10 +232,12 @@ pub(super) async fn end(State(api): State<Api>, Path(path): Path<SessionPath>) -
 )]
 pub(super) async fn list(
     State(api): State<Api>,
+    caller: Caller,
     Path(path): Path<NamespacePath>,
     Query(query): Query<PageQuery>,
 ) -> Result<axum::Json<Sessions>, Problem> {
-    let store = api.store(&path.namespace, None)?;
+    let store = api.store(caller, &path.namespace, None)?;
+    store.allow(Block::Session, Verb::Read, "")?;
     let order = Order::Created { after: created_after(query.after.as_deref())? };
     let page = store.kv.list(&Dir::new(&store.realm, DIR)?, order, limit(query.limit)?).await?;
     let next = page.entries.last().filter(|_| page.more).map(|last| last.created.to_string());
@@ -265,8 +278,10 @@ fn ended(id: &str) -> Problem {
 }
 
 /// Sessions are in the main realm, whatever realm is worked in.
+///
+/// Named by a digest: who may list the store's entries must not learn what it takes to act for a session.
 fn key(id: &str) -> coact_core::Result<Key> {
-    Key::new(&Realm::default(), DIR, id)
+    Key::new(&Realm::default(), DIR, &digest(id.as_bytes()))
 }
 
 fn to_bytes(record: &Record) -> coact_core::Result<Bytes> {

@@ -9,6 +9,7 @@ mod differential;
 mod etcdctl;
 mod failure;
 mod limits;
+mod matrix;
 mod pages;
 mod shutdown;
 mod tls;

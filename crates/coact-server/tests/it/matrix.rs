@@ -1,0 +1,111 @@
+//! Every route × every kind of caller × ways to write its path: made from the OpenAPI document, so none is forgotten.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value, json};
+use tokio::io::AsyncReadExt;
+
+use crate::{auth::Guarded, bed::within, web::open};
+
+/// What makes each operation's request a valid one: the rest of its path, and its body. An operation without a line here
+/// fails the test.
+fn request_of(operation: &str) -> (&'static str, Option<Value>) {
+    match operation {
+        "kv_list" => ("?dir=a", None),
+        "kv_poll" => ("?dir=a&after=0&wait_ms=0", None),
+        "kv_watch" => ("?dir=a", None),
+        "kv_put" => ("", Some(json!({"value": "x"}))),
+        "kv_txn" => ("", Some(json!({"writes": [{"incr": {"key": "a/b", "by": 1}}]}))),
+        "session_create" => ("", Some(json!({}))),
+        "kv_read" | "kv_delete" | "kv_dirs" | "session_list" | "session_read" | "session_end" | "session_renew"
+        | "id_next" | "id_workers" | "id_decode" => ("", None),
+        other => panic!("operation {other} is not in the matrix: say here what a valid request is"),
+    }
+}
+
+/// Needs no permission beyond a token: it reads no data.
+const FREE: [&str; 1] = ["id_decode"];
+
+fn fill(path: &str) -> String {
+    path.replace("{namespace}", "main")
+        .replace("{key}", "a%2Fb")
+        .replace("{space}", "x")
+        .replace("{id}", "7")
+        .replace("{name}", "n")
+}
+
+async fn status(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> u16 {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers: Vec<_> = bearer.iter().map(|bearer| ("Authorization", bearer.as_str())).collect();
+    let mut stream = open(at, method, path, &headers, body).await;
+    let mut head = vec![0; 12];
+    within("a status line", stream.read_exact(&mut head)).await.unwrap_or_else(|error| panic!("{path}: {error}"));
+    String::from_utf8_lossy(&head)[9..].parse().expect("a status")
+}
+
+#[tokio::test]
+async fn every_route_asks_who_is_there_and_what_they_may() {
+    let guarded = Guarded::start().await;
+    let at = guarded.node.address();
+    let other = guarded.token("other", &["other * read,write,admin"]).await;
+    let reader = guarded.token_of("reader", &["read-only"]).await;
+    let nobody = guarded.token_of("nobody", &["metrics"]).await;
+    let document = guarded.ask("GET", "/openapi.json", &guarded.admin, &Value::Null).await.1;
+    let mut routes = 0;
+    for (path, item) in document["paths"].as_object().expect("paths") {
+        for (method, operation) in item.as_object().expect("operations") {
+            let name = operation["operationId"].as_str().expect("a name");
+            let (query, body) = request_of(name);
+            let method = method.to_uppercase();
+            let path = fill(path);
+            let ask = async |path: &str, token: Option<&str>| {
+                status(at, &method, &format!("{path}{query}"), token, body.clone()).await
+            };
+            assert_eq!(ask(&path, None).await, 401, "{name} without a token");
+            assert_eq!(ask(&path, Some("coact_00000000_x")).await, 401, "{name} with a made-up token");
+            let free = FREE.contains(&name);
+            let writes = method != "GET";
+            for (who, token, refused) in [
+                ("of another namespace", &other, !free),
+                ("without permissions", &nobody, !free),
+                ("read-only", &reader, writes && !free),
+                ("an admin", &guarded.admin, false),
+            ] {
+                let status = ask(&path, Some(token)).await;
+                assert_eq!(status == 403, refused, "{name} by {who}: {status}");
+                assert!(status != 401 && (status < 500 || status == 503), "{name} by {who}: {status}");
+            }
+            // However the path is written: what is refused stays refused, and nothing goes around the question.
+            let spoilt = [
+                path.replacen('/', "//", 1),
+                path.replace("/v1/", "/v1//"),
+                format!("{path}/"),
+                path.replace("/main/", "/main%2F"),
+                path.replace("/v1/main", "/v1/./main"),
+                path.replace("/v1/main", "/v1/other/../main"),
+                path.replace("/v1/", "/V1/"),
+                path.replace("/v1/main", "/v1/%6dain"),
+                path.replace("/v1/main", "/v1/main%00"),
+                path.replace("/v1/main", "/v1/_coact"),
+            ];
+            for variant in spoilt {
+                assert_eq!(ask(&variant, None).await, 401, "{name} as {variant} without a token");
+                let status = ask(&variant, Some(&nobody)).await;
+                assert!(free || (400..500).contains(&status), "{name} as {variant} without permissions: {status}");
+                if variant.contains("_coact") {
+                    assert_eq!(ask(&variant, Some(&guarded.admin)).await, 403, "{name}: nobody reaches the node's own");
+                }
+            }
+            routes += 1;
+        }
+    }
+    assert!(routes >= 16, "{routes} routes");
+}
+
+/// The control: the same requests of one who may, where nobody asks.
+#[tokio::test]
+async fn nothing_is_refused_where_nobody_asks() {
+    let node = crate::bed::node().await;
+    assert_eq!(status(node.address(), "GET", "/v1/main/dirs", None, None).await, 200);
+    assert_eq!(status(node.address(), "GET", "/v1/_coact/dirs", None, None).await, 403);
+}
