@@ -103,13 +103,7 @@ pub(super) async fn stream(
     };
     let after = after.map(revision).transpose()?;
     let feed = store.kv.watch(scope, after).await?;
-    let (mut signal, caller) = (api.0.node.signal(), store.caller);
-    let events = events(feed).take_until(async move {
-        tokio::select! {
-            () = signal.draining() => {}
-            () = caller.until_changed() => {}
-        }
-    });
+    let events = events(feed).take_until(api.until_cut(store.caller));
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
 }
 
@@ -143,11 +137,9 @@ pub(super) async fn poll(
     });
     let after = revision(query.after)?;
     let mut feed = store.kv.watch(scope, Some(after)).await?;
-    let mut signal = api.0.node.signal();
     let first = tokio::select! {
         first = api.env().timeout(wait, first_change(&mut feed)) => first.transpose()?.flatten(),
-        () = signal.draining() => None,
-        () = store.caller.until_changed() => None,
+        () = api.until_cut(store.caller) => None,
     };
     let changes: Vec<ChangeView> = match first {
         None => Vec::new(),

@@ -7,6 +7,7 @@
 //! are `application/problem+json` with kind, retry and effect.
 
 mod changes;
+mod directory;
 mod docs;
 mod entry;
 mod extract;
@@ -43,6 +44,7 @@ struct Inner {
     node: Node,
     accepted: Accepted,
     generators: id::Generators,
+    directories: directory::Directories,
     records: idempotency::Records,
 }
 
@@ -54,8 +56,13 @@ impl fmt::Debug for Api {
 
 impl Api {
     pub(crate) fn new(node: Node, accepted: Accepted) -> Self {
-        let generators = id::Generators::default();
-        Self(Arc::new(Inner { node, accepted, generators, records: idempotency::Records::default() }))
+        Self(Arc::new(Inner {
+            node,
+            accepted,
+            generators: id::Generators::default(),
+            directories: directory::Directories::default(),
+            records: idempotency::Records::default(),
+        }))
     }
 
     fn env(&self) -> &Env {
@@ -74,6 +81,17 @@ impl Api {
         }
         let kv = self.0.node.engine().kv(namespace.clone(), self.0.accepted.clone());
         Ok(Store { caller, kv, namespace, realm: realm.map_or(Ok(Realm::default()), Realm::new)? })
+    }
+
+    /// Returns when an answer without an end must end: at the shutdown, or when the caller's permissions have changed.
+    fn until_cut(&self, caller: Caller) -> impl Future<Output = ()> + Send + 'static {
+        let mut signal = self.0.node.signal();
+        async move {
+            tokio::select! {
+                () = signal.draining() => {}
+                () = caller.until_changed() => {}
+            }
+        }
     }
 
     /// Ends what the API itself holds in the store.
@@ -131,6 +149,13 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(kv::dirs))
         .routes(routes!(changes::poll))
         .routes(routes!(changes::stream))
+        .routes(routes!(directory::services))
+        .routes(routes!(directory::list))
+        .routes(routes!(directory::watch))
+        .routes(routes!(directory::register, directory::deregister))
+        .routes(routes!(directory::drain, directory::undrain))
+        .routes(routes!(directory::report))
+        .routes(routes!(directory::targets))
         .routes(routes!(session::list, session::create))
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// A node in memory whose blocks accept that it forgets.
-async fn node() -> Server {
+pub(crate) async fn node() -> Server {
     let mut config = ServerConfig::new(Config::default());
     config.listen = ([127, 0, 0, 1], 0).into();
     config.accepted = [Weakness::Volatile].into_iter().collect();

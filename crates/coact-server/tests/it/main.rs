@@ -2,6 +2,7 @@
 #![allow(clippy::large_futures, reason = "a script of hundreds of calls is one large future, made once")]
 
 mod api;
+mod api_directory;
 mod auth;
 mod bed;
 mod client;

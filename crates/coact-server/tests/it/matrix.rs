@@ -17,8 +17,25 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
         "kv_put" => ("", Some(json!({"value": "x"}))),
         "kv_txn" => ("", Some(json!({"writes": [{"incr": {"key": "a/b", "by": 1}}]}))),
         "session_create" => ("", Some(json!({}))),
-        "kv_read" | "kv_delete" | "kv_dirs" | "session_list" | "session_read" | "session_end" | "session_renew"
-        | "id_next" | "id_workers" | "id_decode" => ("", None),
+        "directory_register" => ("", Some(json!({"address": "10.0.0.1", "port": 80}))),
+        "directory_report" => ("", Some(json!({"health": "passing"}))),
+        "kv_read"
+        | "kv_delete"
+        | "kv_dirs"
+        | "session_list"
+        | "session_read"
+        | "session_end"
+        | "session_renew"
+        | "directory_services"
+        | "directory_list"
+        | "directory_watch"
+        | "directory_deregister"
+        | "directory_drain"
+        | "directory_undrain"
+        | "directory_targets"
+        | "id_next"
+        | "id_workers"
+        | "id_decode" => ("", None),
         other => panic!("operation {other} is not in the matrix: say here what a valid request is"),
     }
 }
@@ -32,6 +49,7 @@ fn fill(path: &str) -> String {
         .replace("{space}", "x")
         .replace("{id}", "7")
         .replace("{name}", "n")
+        .replace("{service}", "web")
 }
 
 async fn status(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> u16 {
