@@ -133,6 +133,7 @@ impl Claim {
                 Err(error) => self.after_failure(error, &mut backoff).await?,
             }
         }
+        self.entry.holder.value = Holder::from_entry(&found).value;
         self.created = Some(found.created);
         Ok(true)
     }
@@ -233,6 +234,11 @@ impl Claim {
     /// After a request that writes our entry failed: pauses if it is worth another try.
     pub(super) async fn after_failure(&mut self, error: Error, backoff: &mut Backoff) -> Result<()> {
         self.unanswered |= error.effect() == Effect::Unknown;
+        self.after_failed_write(error, backoff).await
+    }
+
+    /// After a request failed that changes our entry but cannot create it.
+    pub(super) async fn after_failed_write(&mut self, error: Error, backoff: &mut Backoff) -> Result<()> {
         if error.kind() == ErrorKind::Fenced {
             self.core().mark_fenced(&error);
             return self.core().ensure_alive();

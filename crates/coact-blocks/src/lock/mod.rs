@@ -5,7 +5,8 @@
 //! at most one waiter and the grants come in the order of arrival. In the **barging** mode all compete for one entry:
 //! fewer round trips under contention, no order.
 //!
-//! An [`RwLock`] is the same queue with readers and writers in two dirs. [`acquire_all`] takes several mutexes at once. A
+//! An [`RwLock`] is the same queue with readers and writers in two dirs; a [`Semaphore`] one in which the first N hold; an
+//! [`Election`] one whose entries carry what the candidates proclaim. [`acquire_all`] takes several mutexes at once. A
 //! caller that may have missed an answer names its acquire by an [`Operation`], and a grant leaves its process as a
 //! [`Ticket`].
 //!
@@ -25,13 +26,17 @@
 mod attempt;
 mod barging;
 mod claim;
+mod election;
 mod entry;
 mod held;
 mod list;
 mod multi;
 mod mutex;
+mod observe;
 mod operation;
+mod permit;
 mod rwlock;
+mod semaphore;
 mod shared;
 mod stats;
 mod ticket;
@@ -44,11 +49,13 @@ use coact_core::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use list::{Contender, LockInfo, list};
+pub use election::{Election, Leader, Leadership, PROCLAIMED_BYTES_MAX};
+pub use list::{Contender, Inspection, LockInfo, inspect, list};
 pub use multi::{MultiGuard, acquire_all, acquire_all_within};
 pub use mutex::{Guard, Mode, Mutex, MutexOptions};
 pub use operation::Operation;
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};
+pub use semaphore::{Permit, Semaphore};
 use shared::Lock;
 pub use shared::{Kind, LockOptions};
 pub(crate) use stats::Counters;

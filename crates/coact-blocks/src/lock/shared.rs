@@ -10,7 +10,7 @@ use coact_core::{
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-use super::{Holder, NEEDS, held::Held};
+use super::{Holder, NEEDS, held::Held, ticket::TicketKind};
 use crate::{Session, session::Core};
 
 /// The families of locks: each has its own names.
@@ -21,9 +21,9 @@ pub enum Kind {
     Lock,
     /// [`RwLock`](super::RwLock).
     RwLock,
-    /// A semaphore.
+    /// [`Semaphore`](super::Semaphore).
     Semaphore,
-    /// An election.
+    /// [`Election`](super::Election).
     Election,
 }
 
@@ -35,6 +35,28 @@ impl Kind {
             Self::RwLock => "rw/",
             Self::Semaphore => "semaphore/",
             Self::Election => "election/",
+        }
+    }
+
+    /// What its dirs with contenders hold.
+    pub(super) const fn sides(self) -> &'static [TicketKind] {
+        match self {
+            Self::Lock => &[TicketKind::Mutex],
+            Self::RwLock => &[TicketKind::Read, TicketKind::Downgraded, TicketKind::Write],
+            Self::Semaphore => &[TicketKind::Permit],
+            Self::Election => &[TicketKind::Leadership],
+        }
+    }
+
+    /// The name of the lock that a dir is of.
+    pub(super) fn name_of(self, dir: &Dir) -> Option<String> {
+        let rest = dir.path().strip_prefix(self.prefix())?;
+        match self {
+            Self::Lock | Self::Election => Some(rest.to_owned()),
+            Self::RwLock | Self::Semaphore => {
+                let (name, part) = rest.rsplit_once('/')?;
+                matches!(part, "r" | "w" | "d" | "permits" | "limit").then(|| name.to_owned())
+            }
         }
     }
 

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result,
     contract::kv::{
-        Check, Entry, Feed, Found, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision, Scope, Txn,
-        TxnOutcome, Write,
+        Change, Check, Entry, Feed, Found, GoneCause, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision,
+        Scope, Txn, TxnOutcome, Write,
     },
     env::Env,
     guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
     name::{Dir, Key, Realm},
 };
+use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -36,6 +37,8 @@ struct State {
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     next_lease: i64,
     history: Vec<(Key, Bytes)>,
+    /// Every change with its revision, for watches.
+    changes: Vec<(Revision, Change)>,
 }
 
 impl Model {
@@ -91,6 +94,34 @@ impl Model {
         outcome
     }
 
+    /// The next change of a scope after the first `seen` changes, and how many were seen with it.
+    async fn next_change(&self, env: &Env, scope: &Scope, mut seen: usize) -> (Change, usize) {
+        let mut changed = self.0.changed.subscribe();
+        loop {
+            let next_expiry = {
+                let state = self.lock();
+                while let Some((_, change)) = state.changes.get(seen) {
+                    seen += 1;
+                    if in_scope(scope, change) {
+                        return (change.clone(), seen);
+                    }
+                }
+                state.leases.values().map(|(_, ends)| *ends).min()
+            };
+            let expiry = async {
+                match next_expiry {
+                    Some(ends) => env.sleep_until(ends).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = changed.changed() => {}
+                () = expiry => {}
+            }
+        }
+    }
+
     async fn await_gone(&self, env: &Env, key: &Key, created: Revision) {
         let mut changed = self.0.changed.subscribe();
         loop {
@@ -118,6 +149,18 @@ impl Model {
     }
 }
 
+fn in_scope(scope: &Scope, change: &Change) -> bool {
+    let key = match change {
+        Change::Put(entry) => &entry.key,
+        Change::Gone { key, .. } => key,
+        _ => return false,
+    };
+    match scope {
+        Scope::Key(only) => key == only,
+        Scope::Dir(dir) => key.dir() == dir,
+    }
+}
+
 impl State {
     fn expire(&mut self, now: Instant) {
         let over: Vec<_> = self.leases.iter().filter(|(_, (_, ends))| *ends <= now).map(|(id, _)| *id).collect();
@@ -136,9 +179,15 @@ impl State {
     }
 
     fn delete(&mut self, key: &Key) {
-        if self.entries.remove(key).is_some() {
+        if self.entries.contains_key(key) {
             self.revision += 1;
+            self.write(&Write::Delete(key.clone()));
         }
+    }
+
+    fn put(&mut self, entry: Entry) {
+        self.changes.push((entry.modified, Change::Put(entry.clone())));
+        self.entries.insert(entry.key.clone(), entry);
     }
 
     fn txn(&mut self, txn: &Txn) -> Result<TxnOutcome> {
@@ -189,17 +238,19 @@ impl State {
                 self.history.push((key.clone(), value.clone()));
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let entry = Entry { key: key.clone(), value: value.clone(), created, modified: at, lease: *lease };
-                self.entries.insert(key.clone(), entry);
+                self.put(entry);
             }
             Write::Delete(key) => {
-                self.entries.remove(key);
+                if self.entries.remove(key).is_some() {
+                    self.changes.push((at, Change::Gone { key: key.clone(), at, cause: GoneCause::Unknown }));
+                }
             }
             Write::Incr { key, by } => {
                 let old = self.entries.get(key).and_then(|entry| std::str::from_utf8(&entry.value).ok()?.parse().ok());
                 let value = Bytes::from((old.unwrap_or(0_i64) + by).to_string());
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let lease = self.entries.get(key).and_then(|entry| entry.lease);
-                self.entries.insert(key.clone(), Entry { key: key.clone(), value, created, modified: at, lease });
+                self.put(Entry { key: key.clone(), value, created, modified: at, lease });
             }
         }
     }
@@ -230,6 +281,7 @@ pub(crate) enum Request<'a> {
     Txn(&'a Txn),
     Read,
     AwaitGone,
+    Watch,
     Renew,
     OtherLease,
 }
@@ -380,8 +432,54 @@ impl KvStore for Client {
         .await
     }
 
-    async fn watch(&self, _scope: Scope, _after: Option<Revision>) -> Result<Feed> {
-        Err(Error::new(ErrorKind::Unsupported, "the model has no watch: no block here needs one"))
+    /// `Slow` forgets what happens until then and says so by a resync; `SlowAnswer` and `Lost` end the feed with an error.
+    async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {
+        let fate = {
+            let mut faults = self.faults.lock();
+            faults.fate.as_mut().map_or(Fate::Arrives, |fate| fate(Request::Watch))
+        };
+        let unavailable = || Error::new(ErrorKind::Unavailable, "the connection was lost");
+        let (model, env) = (self.model.clone(), self.env.clone());
+        let seen = {
+            let state = model.lock();
+            let after = after.unwrap_or(Revision(state.revision));
+            state.changes.partition_point(|(at, _)| *at <= after)
+        };
+        let changes = |seen: usize| {
+            let (model, env) = (model.clone(), env.clone());
+            stream::unfold(seen, move |seen| {
+                let (model, env, scope) = (model.clone(), env.clone(), scope.clone());
+                async move {
+                    let (change, seen) = model.next_change(&env, &scope, seen).await;
+                    Some((Ok(change), seen))
+                }
+            })
+        };
+        let ends_after = |by: Duration| {
+            let env = env.clone();
+            async move { env.sleep(by).await }
+        };
+        match fate {
+            Fate::Arrives => Ok(changes(seen).boxed()),
+            Fate::Slow(by) => {
+                env.sleep(by).await;
+                let (revision, seen) = {
+                    let state = model.lock();
+                    (Revision(state.revision), state.changes.len())
+                };
+                let resync = Change::Resync { why: "the model forgot".to_owned(), at: revision };
+                Ok(stream::iter([Ok(resync)]).chain(changes(seen)).boxed())
+            }
+            Fate::SlowAnswer(by) => {
+                let end = stream::iter([Err(unavailable())]);
+                Ok(changes(seen).take_until(ends_after(by)).chain(end).boxed())
+            }
+            Fate::Lost => {
+                env.sleep(REQUEST_TIMEOUT).await;
+                Err(unavailable())
+            }
+            _ => Err(unavailable()),
+        }
     }
 
     async fn await_gone(&self, key: &Key, created: Revision) -> Result<()> {
