@@ -1,5 +1,7 @@
 //! The blocks against an honest model of the Kv contract, with seeded randomness, steppable clocks and injected faults.
 
+mod directory;
+mod directory_protect;
 mod id;
 mod lock;
 mod lock_chaos;

@@ -10,13 +10,14 @@ use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result,
     contract::kv::{
-        Check, Entry, Feed, Found, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision, Scope, Txn,
-        TxnOutcome, Write,
+        Change, Check, Entry, Feed, Found, GoneCause, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision,
+        Scope, Txn, TxnOutcome, Write,
     },
     env::Env,
     guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
     name::{Dir, Key, Realm},
 };
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -36,6 +37,8 @@ struct State {
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     next_lease: i64,
     history: Vec<(Key, Bytes)>,
+    /// What watches deliver, in order. It is never cut: gaps are injected into feeds instead.
+    changes: Vec<Change>,
 }
 
 impl Model {
@@ -66,12 +69,23 @@ impl Model {
 
     /// Ends a lease early, which a store may do and its owner does not notice.
     pub(crate) fn end_lease(&self, lease: LeaseId) {
-        self.lock().end_lease(lease);
+        self.lock().end_lease(lease, GoneCause::Expired);
         self.announce();
     }
 
     pub(crate) fn delete(&self, key: &Key) {
-        self.lock().delete(key);
+        self.lock().delete(key, GoneCause::Deleted);
+        self.announce();
+    }
+
+    /// Writes what no block would.
+    pub(crate) fn put(&self, key: &Key, value: &str) {
+        let write = Write::Put { key: key.clone(), value: value.to_owned().into(), lease: None };
+        let _ = self.txn(&Txn { writes: vec![write], ..Txn::default() }).expect("a put without a lease");
+    }
+
+    /// Makes feeds look at their faults.
+    pub(crate) fn poke(&self) {
         self.announce();
     }
 
@@ -122,22 +136,23 @@ impl State {
     fn expire(&mut self, now: Instant) {
         let over: Vec<_> = self.leases.iter().filter(|(_, (_, ends))| *ends <= now).map(|(id, _)| *id).collect();
         for lease in over {
-            self.end_lease(lease);
+            self.end_lease(lease, GoneCause::Expired);
         }
     }
 
-    fn end_lease(&mut self, lease: LeaseId) {
+    fn end_lease(&mut self, lease: LeaseId, cause: GoneCause) {
         self.leases.remove(&lease);
         let keys: Vec<_> =
             self.entries.values().filter(|entry| entry.lease == Some(lease)).map(|entry| entry.key.clone()).collect();
         for key in keys {
-            self.delete(&key);
+            self.delete(&key, cause);
         }
     }
 
-    fn delete(&mut self, key: &Key) {
+    fn delete(&mut self, key: &Key, cause: GoneCause) {
         if self.entries.remove(key).is_some() {
             self.revision += 1;
+            self.changes.push(Change::Gone { key: key.clone(), at: Revision(self.revision), cause });
         }
     }
 
@@ -189,17 +204,22 @@ impl State {
                 self.history.push((key.clone(), value.clone()));
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let entry = Entry { key: key.clone(), value: value.clone(), created, modified: at, lease: *lease };
+                self.changes.push(Change::Put(entry.clone()));
                 self.entries.insert(key.clone(), entry);
             }
             Write::Delete(key) => {
-                self.entries.remove(key);
+                if self.entries.remove(key).is_some() {
+                    self.changes.push(Change::Gone { key: key.clone(), at, cause: GoneCause::Deleted });
+                }
             }
             Write::Incr { key, by } => {
                 let old = self.entries.get(key).and_then(|entry| std::str::from_utf8(&entry.value).ok()?.parse().ok());
                 let value = Bytes::from((old.unwrap_or(0_i64) + by).to_string());
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let lease = self.entries.get(key).and_then(|entry| entry.lease);
-                self.entries.insert(key.clone(), Entry { key: key.clone(), value, created, modified: at, lease });
+                let entry = Entry { key: key.clone(), value, created, modified: at, lease };
+                self.changes.push(Change::Put(entry.clone()));
+                self.entries.insert(key.clone(), entry);
             }
         }
     }
@@ -218,6 +238,10 @@ pub(crate) struct Faults {
     pub(crate) fate: Option<FateOf>,
     /// How many requests were made, without waits.
     pub(crate) requests: usize,
+    /// Raise it to end the client's feeds; they notice at the next [`Model::poke`].
+    pub(crate) cuts: usize,
+    /// Raise it to make the client's feeds skip what they have not delivered, and say so.
+    pub(crate) gaps: usize,
     /// What the store promises, if not everything.
     pub(crate) guarantees: Option<&'static Guarantees>,
 }
@@ -229,6 +253,7 @@ pub(crate) type FateOf = Box<dyn FnMut(Request<'_>) -> Fate + Send>;
 pub(crate) enum Request<'a> {
     Txn(&'a Txn),
     Read,
+    Watch,
     AwaitGone,
     Renew,
     OtherLease,
@@ -312,6 +337,72 @@ impl Client {
     }
 }
 
+/// One feed: where it is in the model's changes.
+struct Cursor {
+    model: Model,
+    env: Env,
+    faults: Arc<Mutex<Faults>>,
+    scope: Scope,
+    next: usize,
+    cuts: usize,
+    gaps: usize,
+}
+
+impl Cursor {
+    async fn next(&mut self) -> Result<Change> {
+        let mut changed = self.model.0.changed.subscribe();
+        loop {
+            let expiry = {
+                let faults = self.faults.lock();
+                if faults.cuts != self.cuts {
+                    return Err(Error::new(ErrorKind::Unavailable, "the feed was cut"));
+                }
+                let state = self.model.lock();
+                if faults.gaps != self.gaps {
+                    self.gaps = faults.gaps;
+                    self.next = state.changes.len();
+                    return Ok(Change::Resync { why: "compacted".to_owned(), at: Revision(state.revision) });
+                }
+                let found = state.changes[self.next..].iter().position(|change| self.is_in_scope(change));
+                if let Some(found) = found {
+                    self.next += found + 1;
+                    return Ok(state.changes[self.next - 1].clone());
+                }
+                self.next = state.changes.len();
+                state.leases.values().map(|(_, ends)| *ends).min()
+            };
+            let expired = async {
+                match expiry {
+                    Some(at) => self.env.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = changed.changed() => {}
+                () = expired => {}
+            }
+        }
+    }
+
+    fn is_in_scope(&self, change: &Change) -> bool {
+        let (Change::Put(Entry { key, .. }) | Change::Gone { key, .. }) = change else {
+            return false;
+        };
+        match &self.scope {
+            Scope::Key(watched) => key == watched,
+            Scope::Dir(watched) => key.dir() == watched,
+        }
+    }
+}
+
+fn revision_of(change: &Change) -> Revision {
+    match change {
+        Change::Put(entry) => entry.modified,
+        Change::Gone { at, .. } | Change::Resync { at, .. } | Change::Progress(at) => *at,
+    }
+}
+
 const STRONG: Guarantees = Guarantees {
     reads: Consistency::Linearizable,
     writes: Durability::Sync,
@@ -380,8 +471,29 @@ impl KvStore for Client {
         .await
     }
 
-    async fn watch(&self, _scope: Scope, _after: Option<Revision>) -> Result<Feed> {
-        Err(Error::new(ErrorKind::Unsupported, "the model has no watch: no block here needs one"))
+    async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {
+        let (model, env, faults) = (self.model.clone(), self.env.clone(), self.faults.clone());
+        let (cuts, gaps) = {
+            let faults = self.faults.lock();
+            (faults.cuts, faults.gaps)
+        };
+        let begin = self
+            .call(Request::Watch, move |model| {
+                let state = model.lock();
+                Ok(after.map_or(state.changes.len(), |after| {
+                    state.changes.iter().take_while(|change| revision_of(change) <= after).count()
+                }))
+            })
+            .await?;
+        let cursor = Cursor { model, env, faults, scope, next: begin, cuts, gaps };
+        Ok(futures::stream::unfold(Some(cursor), |cursor| async {
+            let mut cursor = cursor?;
+            match cursor.next().await {
+                Ok(change) => Some((Ok(change), Some(cursor))),
+                Err(error) => Some((Err(error), None)),
+            }
+        })
+        .boxed())
     }
 
     async fn await_gone(&self, key: &Key, created: Revision) -> Result<()> {
@@ -423,7 +535,8 @@ impl KvStore for Client {
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<()> {
         self.call(Request::OtherLease, move |model| {
-            model.end_lease(lease);
+            model.lock().end_lease(lease, GoneCause::Deleted);
+            model.announce();
             Ok(())
         })
         .await
