@@ -7,5 +7,7 @@ mod lock;
 mod lock_chaos;
 mod lock_faults;
 mod model;
+mod pick;
 mod session;
+mod settings;
 mod world;
