@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use coact_blocks::directory::{
-    Directory, DirectoryOptions, Health, Instance, Mode, PickOptions, Picker, Registration, Strategy, Watch,
-};
+use coact_blocks::directory::{Directory, Health, Instance, Mode, PickOptions, Picker, Registration, Strategy, Watch};
 use coact_core::ErrorKind;
 
 use crate::{
@@ -14,7 +12,6 @@ use crate::{
 };
 
 struct World {
-    model: Model,
     owner: Process,
     here: Directory,
     watch: Watch,
@@ -28,7 +25,7 @@ impl World {
         let owner = Process::start(&model, 1);
         let here = directory(&owner);
         let watch = directory(&Process::start(&model, 2)).watch("web").await.expect("loads");
-        let mut world = Self { model, owner, here, watch, registrations: HashMap::new() };
+        let mut world = Self { owner, here, watch, registrations: HashMap::new() };
         for (id, weight, zone) in instances {
             world.register(id, *weight, zone).await;
         }
@@ -219,17 +216,6 @@ async fn held_instances_are_picked_only_if_that_is_allowed_and_say_so() {
     assert!(bold.pick(None).expect("held ones").is_held());
     until(&mut world.watch, |snapshot| snapshot.instances.is_empty()).await;
     assert_eq!(bold.pick(None).expect_err("let go").to_string(), "service web has no instances");
-
-    // The control: without protection nothing is held, so the bold one has nothing either.
-    let model = Model::new();
-    let (owner, user) = (Process::start(&model, 3), Process::start(&model, 4));
-    let options = DirectoryOptions { protect: 0.0, ..DirectoryOptions::default() };
-    let unprotected = Directory::open(&user.kv, options).expect("valid");
-    let _registration = directory(&owner).register(instance("web", "a"), Mode::Ephemeral).await.expect("registers");
-    let mut watch = unprotected.watch("web").await.expect("loads");
-    owner.crash();
-    until(&mut watch, |snapshot| snapshot.instances.is_empty()).await;
-    assert!(!world.model.entries("directory/web/i:").iter().any(|entry| entry.key.name() == "i:a"));
 }
 
 #[tokio::test(start_paused = true)]
