@@ -66,8 +66,13 @@ impl Follower {
         loop {
             let error = match self.start().await {
                 Ok(feed) => {
-                    backoff.reset();
-                    self.follow(feed).await
+                    let opened = self.core.kv.env().now();
+                    let error = self.follow(feed).await;
+                    // A feed that ends at once, again and again, is no success.
+                    if self.core.kv.env().now() - opened > LONGEST_PAUSE {
+                        backoff.reset();
+                    }
+                    error
                 }
                 Err(error) => error,
             };

@@ -7,16 +7,18 @@
 //! A [`Watch`] answers from memory. It never takes silence for an empty list: while the store does not answer, the last
 //! list stays and says that it is [stale](State::Stale). And it doubts too much bad news at once: when most instances
 //! vanish without deregistering, they are held for a while, marked as such and never shown as healthy, and the state says
-//! [degraded](State::Degraded). The control of other registries that shows *all* instances as healthy when most are not
-//! is a trap that this avoids.
+//! [degraded](State::Degraded). (A registry that then shows *all* as healthy, as some do, sends traffic to the dead.)
 
+mod config;
 mod feed;
 mod instance;
 mod keeper;
 mod names;
 mod ops;
+mod pick;
 mod record;
 mod registration;
+mod ring;
 mod snapshot;
 mod table;
 mod watch;
@@ -36,8 +38,10 @@ use coact_core::{
 };
 use parking_lot::Mutex;
 
+pub use config::{Changes, Setting, SettingChange, Settings, Version};
 pub use instance::{Check, CheckKind, Health, Instance, WEIGHT_MAX};
 pub use ops::Listing;
+pub use pick::{PickOptions, Picked, Picker, Strategy};
 pub use registration::{Mode, Registration, RegistrationState};
 pub use snapshot::{Seen, Snapshot, State};
 pub use watch::Watch;

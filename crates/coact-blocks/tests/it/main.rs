@@ -1,5 +1,7 @@
 //! The blocks against an honest model of the Kv contract, with seeded randomness, steppable clocks and injected faults.
 
+mod directory;
+mod directory_protect;
 mod election;
 mod id;
 mod lock;
@@ -7,8 +9,10 @@ mod lock_chaos;
 mod lock_faults;
 mod model;
 mod multi;
+mod pick;
 mod rwlock;
 mod semaphore;
 mod session;
+mod settings;
 mod ticket;
 mod world;

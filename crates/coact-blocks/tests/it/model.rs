@@ -17,7 +17,7 @@ use coact_core::{
     guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
     name::{Dir, Key, Realm},
 };
-use futures::stream::{self, StreamExt};
+use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -37,8 +37,8 @@ struct State {
     leases: BTreeMap<LeaseId, (Duration, Instant)>,
     next_lease: i64,
     history: Vec<(Key, Bytes)>,
-    /// Every change with its revision, for watches.
-    changes: Vec<(Revision, Change)>,
+    /// What watches deliver, in order. It is never cut: gaps are injected into feeds instead.
+    changes: Vec<Change>,
 }
 
 impl Model {
@@ -69,12 +69,23 @@ impl Model {
 
     /// Ends a lease early, which a store may do and its owner does not notice.
     pub(crate) fn end_lease(&self, lease: LeaseId) {
-        self.lock().end_lease(lease);
+        self.lock().end_lease(lease, GoneCause::Expired);
         self.announce();
     }
 
     pub(crate) fn delete(&self, key: &Key) {
-        self.lock().delete(key);
+        self.lock().delete(key, GoneCause::Deleted);
+        self.announce();
+    }
+
+    /// Writes what no block would.
+    pub(crate) fn put(&self, key: &Key, value: &str) {
+        let write = Write::Put { key: key.clone(), value: value.to_owned().into(), lease: None };
+        let _ = self.txn(&Txn { writes: vec![write], ..Txn::default() }).expect("a put without a lease");
+    }
+
+    /// Makes feeds look at their faults.
+    pub(crate) fn poke(&self) {
         self.announce();
     }
 
@@ -92,34 +103,6 @@ impl Model {
         let outcome = self.lock().txn(txn);
         self.announce();
         outcome
-    }
-
-    /// The next change of a scope after the first `seen` changes, and how many were seen with it.
-    async fn next_change(&self, env: &Env, scope: &Scope, mut seen: usize) -> (Change, usize) {
-        let mut changed = self.0.changed.subscribe();
-        loop {
-            let next_expiry = {
-                let state = self.lock();
-                while let Some((_, change)) = state.changes.get(seen) {
-                    seen += 1;
-                    if in_scope(scope, change) {
-                        return (change.clone(), seen);
-                    }
-                }
-                state.leases.values().map(|(_, ends)| *ends).min()
-            };
-            let expiry = async {
-                match next_expiry {
-                    Some(ends) => env.sleep_until(ends).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                _ = changed.changed() => {}
-                () = expiry => {}
-            }
-        }
     }
 
     async fn await_gone(&self, env: &Env, key: &Key, created: Revision) {
@@ -149,45 +132,28 @@ impl Model {
     }
 }
 
-fn in_scope(scope: &Scope, change: &Change) -> bool {
-    let key = match change {
-        Change::Put(entry) => &entry.key,
-        Change::Gone { key, .. } => key,
-        _ => return false,
-    };
-    match scope {
-        Scope::Key(only) => key == only,
-        Scope::Dir(dir) => key.dir() == dir,
-    }
-}
-
 impl State {
     fn expire(&mut self, now: Instant) {
         let over: Vec<_> = self.leases.iter().filter(|(_, (_, ends))| *ends <= now).map(|(id, _)| *id).collect();
         for lease in over {
-            self.end_lease(lease);
+            self.end_lease(lease, GoneCause::Expired);
         }
     }
 
-    fn end_lease(&mut self, lease: LeaseId) {
+    fn end_lease(&mut self, lease: LeaseId, cause: GoneCause) {
         self.leases.remove(&lease);
         let keys: Vec<_> =
             self.entries.values().filter(|entry| entry.lease == Some(lease)).map(|entry| entry.key.clone()).collect();
         for key in keys {
-            self.delete(&key);
+            self.delete(&key, cause);
         }
     }
 
-    fn delete(&mut self, key: &Key) {
-        if self.entries.contains_key(key) {
+    fn delete(&mut self, key: &Key, cause: GoneCause) {
+        if self.entries.remove(key).is_some() {
             self.revision += 1;
-            self.write(&Write::Delete(key.clone()));
+            self.changes.push(Change::Gone { key: key.clone(), at: Revision(self.revision), cause });
         }
-    }
-
-    fn put(&mut self, entry: Entry) {
-        self.changes.push((entry.modified, Change::Put(entry.clone())));
-        self.entries.insert(entry.key.clone(), entry);
     }
 
     fn txn(&mut self, txn: &Txn) -> Result<TxnOutcome> {
@@ -238,11 +204,12 @@ impl State {
                 self.history.push((key.clone(), value.clone()));
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let entry = Entry { key: key.clone(), value: value.clone(), created, modified: at, lease: *lease };
-                self.put(entry);
+                self.changes.push(Change::Put(entry.clone()));
+                self.entries.insert(key.clone(), entry);
             }
             Write::Delete(key) => {
                 if self.entries.remove(key).is_some() {
-                    self.changes.push((at, Change::Gone { key: key.clone(), at, cause: GoneCause::Unknown }));
+                    self.changes.push(Change::Gone { key: key.clone(), at, cause: GoneCause::Deleted });
                 }
             }
             Write::Incr { key, by } => {
@@ -250,7 +217,9 @@ impl State {
                 let value = Bytes::from((old.unwrap_or(0_i64) + by).to_string());
                 let created = self.entries.get(key).map_or(at, |entry| entry.created);
                 let lease = self.entries.get(key).and_then(|entry| entry.lease);
-                self.put(Entry { key: key.clone(), value, created, modified: at, lease });
+                let entry = Entry { key: key.clone(), value, created, modified: at, lease };
+                self.changes.push(Change::Put(entry.clone()));
+                self.entries.insert(key.clone(), entry);
             }
         }
     }
@@ -269,6 +238,10 @@ pub(crate) struct Faults {
     pub(crate) fate: Option<FateOf>,
     /// How many requests were made, without waits.
     pub(crate) requests: usize,
+    /// Raise it to end the client's feeds; they notice at the next [`Model::poke`].
+    pub(crate) cuts: usize,
+    /// Raise it to make the client's feeds skip what they have not delivered, and say so.
+    pub(crate) gaps: usize,
     /// What the store promises, if not everything.
     pub(crate) guarantees: Option<&'static Guarantees>,
 }
@@ -280,8 +253,8 @@ pub(crate) type FateOf = Box<dyn FnMut(Request<'_>) -> Fate + Send>;
 pub(crate) enum Request<'a> {
     Txn(&'a Txn),
     Read,
-    AwaitGone,
     Watch,
+    AwaitGone,
     Renew,
     OtherLease,
 }
@@ -364,6 +337,72 @@ impl Client {
     }
 }
 
+/// One feed: where it is in the model's changes.
+struct Cursor {
+    model: Model,
+    env: Env,
+    faults: Arc<Mutex<Faults>>,
+    scope: Scope,
+    next: usize,
+    cuts: usize,
+    gaps: usize,
+}
+
+impl Cursor {
+    async fn next(&mut self) -> Result<Change> {
+        let mut changed = self.model.0.changed.subscribe();
+        loop {
+            let expiry = {
+                let faults = self.faults.lock();
+                if faults.cuts != self.cuts {
+                    return Err(Error::new(ErrorKind::Unavailable, "the feed was cut"));
+                }
+                let state = self.model.lock();
+                if faults.gaps != self.gaps {
+                    self.gaps = faults.gaps;
+                    self.next = state.changes.len();
+                    return Ok(Change::Resync { why: "compacted".to_owned(), at: Revision(state.revision) });
+                }
+                let found = state.changes[self.next..].iter().position(|change| self.is_in_scope(change));
+                if let Some(found) = found {
+                    self.next += found + 1;
+                    return Ok(state.changes[self.next - 1].clone());
+                }
+                self.next = state.changes.len();
+                state.leases.values().map(|(_, ends)| *ends).min()
+            };
+            let expired = async {
+                match expiry {
+                    Some(at) => self.env.sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                _ = changed.changed() => {}
+                () = expired => {}
+            }
+        }
+    }
+
+    fn is_in_scope(&self, change: &Change) -> bool {
+        let (Change::Put(Entry { key, .. }) | Change::Gone { key, .. }) = change else {
+            return false;
+        };
+        match &self.scope {
+            Scope::Key(watched) => key == watched,
+            Scope::Dir(watched) => key.dir() == watched,
+        }
+    }
+}
+
+fn revision_of(change: &Change) -> Revision {
+    match change {
+        Change::Put(entry) => entry.modified,
+        Change::Gone { at, .. } | Change::Resync { at, .. } | Change::Progress(at) => *at,
+    }
+}
+
 const STRONG: Guarantees = Guarantees {
     reads: Consistency::Linearizable,
     writes: Durability::Sync,
@@ -432,54 +471,29 @@ impl KvStore for Client {
         .await
     }
 
-    /// `Slow` forgets what happens until then and says so by a resync; `SlowAnswer` and `Lost` end the feed with an error.
     async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {
-        let fate = {
-            let mut faults = self.faults.lock();
-            faults.fate.as_mut().map_or(Fate::Arrives, |fate| fate(Request::Watch))
+        let (model, env, faults) = (self.model.clone(), self.env.clone(), self.faults.clone());
+        let (cuts, gaps) = {
+            let faults = self.faults.lock();
+            (faults.cuts, faults.gaps)
         };
-        let unavailable = || Error::new(ErrorKind::Unavailable, "the connection was lost");
-        let (model, env) = (self.model.clone(), self.env.clone());
-        let seen = {
-            let state = model.lock();
-            let after = after.unwrap_or(Revision(state.revision));
-            state.changes.partition_point(|(at, _)| *at <= after)
-        };
-        let changes = |seen: usize| {
-            let (model, env) = (model.clone(), env.clone());
-            stream::unfold(seen, move |seen| {
-                let (model, env, scope) = (model.clone(), env.clone(), scope.clone());
-                async move {
-                    let (change, seen) = model.next_change(&env, &scope, seen).await;
-                    Some((Ok(change), seen))
-                }
+        let begin = self
+            .call(Request::Watch, move |model| {
+                let state = model.lock();
+                Ok(after.map_or(state.changes.len(), |after| {
+                    state.changes.iter().take_while(|change| revision_of(change) <= after).count()
+                }))
             })
-        };
-        let ends_after = |by: Duration| {
-            let env = env.clone();
-            async move { env.sleep(by).await }
-        };
-        match fate {
-            Fate::Arrives => Ok(changes(seen).boxed()),
-            Fate::Slow(by) => {
-                env.sleep(by).await;
-                let (revision, seen) = {
-                    let state = model.lock();
-                    (Revision(state.revision), state.changes.len())
-                };
-                let resync = Change::Resync { why: "the model forgot".to_owned(), at: revision };
-                Ok(stream::iter([Ok(resync)]).chain(changes(seen)).boxed())
+            .await?;
+        let cursor = Cursor { model, env, faults, scope, next: begin, cuts, gaps };
+        Ok(futures::stream::unfold(Some(cursor), |cursor| async {
+            let mut cursor = cursor?;
+            match cursor.next().await {
+                Ok(change) => Some((Ok(change), Some(cursor))),
+                Err(error) => Some((Err(error), None)),
             }
-            Fate::SlowAnswer(by) => {
-                let end = stream::iter([Err(unavailable())]);
-                Ok(changes(seen).take_until(ends_after(by)).chain(end).boxed())
-            }
-            Fate::Lost => {
-                env.sleep(REQUEST_TIMEOUT).await;
-                Err(unavailable())
-            }
-            _ => Err(unavailable()),
-        }
+        })
+        .boxed())
     }
 
     async fn await_gone(&self, key: &Key, created: Revision) -> Result<()> {
@@ -521,7 +535,8 @@ impl KvStore for Client {
 
     async fn lease_revoke(&self, lease: LeaseId) -> Result<()> {
         self.call(Request::OtherLease, move |model| {
-            model.end_lease(lease);
+            model.lock().end_lease(lease, GoneCause::Deleted);
+            model.announce();
             Ok(())
         })
         .await

@@ -21,7 +21,7 @@ use coact_core::{
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use crate::model::{Client, Faults, Model};
+use crate::model::{Client, Fate, Faults, Model};
 
 /// 2026-01-01.
 const WALL_START_MS: u64 = 1_767_225_600_000;
@@ -68,6 +68,27 @@ impl Process {
     pub(crate) async fn named(&self, name: &str) -> Session {
         let options = SessionOptions { name: Some(name.to_owned()), ..SessionOptions::default() };
         Session::open(&self.kv, options).await.expect("the store answers")
+    }
+
+    /// Cuts the process off from the store: requests are refused, and feeds end.
+    pub(crate) fn cut_off(&self, model: &Model) {
+        {
+            let mut faults = self.faults.lock();
+            faults.fate = Some(Box::new(|_| Fate::Refused));
+            faults.cuts += 1;
+        }
+        model.poke();
+    }
+
+    /// Ends the cut.
+    pub(crate) fn reconnect(&self) {
+        self.faults.lock().fate = None;
+    }
+
+    /// Makes its feeds miss what they have not delivered yet; they say so.
+    pub(crate) fn lose_changes(&self, model: &Model) {
+        self.faults.lock().gaps += 1;
+        model.poke();
     }
 
     /// Steps the wall clock.
