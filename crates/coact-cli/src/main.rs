@@ -2,7 +2,9 @@
 //!
 //! Data goes to stdout, everything else to stderr. Exit codes are stable: see [`exit`].
 
+mod admin;
 mod cmd;
+mod context;
 mod exit;
 mod output;
 
@@ -10,6 +12,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use coact::{KvHandle, Realm, Result};
 
 use crate::{
+    context::Contexts,
     exit::Exit,
     output::{Format, Output},
 };
@@ -26,6 +29,8 @@ struct Cli {
 enum Command {
     /// Start a node: the embedded engine behind etcd v3 gRPC, health and metrics, on one port.
     Serve(cmd::serve::Serve),
+    /// Write a configuration with tokens on, and print the first token.
+    Init(cmd::init::Init),
     /// Run a command under a lock; see who holds and who waits.
     #[command(subcommand)]
     Lock(cmd::lock::Lock),
@@ -35,6 +40,15 @@ enum Command {
     /// Read, write and watch entries.
     #[command(subcommand)]
     Kv(cmd::kv::Kv),
+    /// Who may use a node.
+    #[command(subcommand)]
+    Token(cmd::token::Token),
+    /// What tokens allow.
+    #[command(subcommand)]
+    Role(cmd::role::Role),
+    /// Names for nodes and the way to their tokens.
+    #[command(subcommand)]
+    Context(cmd::context::Context),
     /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
     Tour(cmd::tour::Tour),
     /// What a kind of error means and what to do about it.
@@ -52,9 +66,13 @@ enum Command {
 /// Where the data is and how it is shown.
 #[derive(Clone, Debug, Args)]
 struct Target {
-    /// The engine: coact://host:port/namespace, embedded:///path, etcd://host:port/namespace.
-    #[arg(long, env = "COACT_AT", default_value = "coact://127.0.0.1:7070", value_name = "URL", global = true)]
-    at: String,
+    /// The engine: coact://host:port/namespace, embedded:///path, etcd://host:port/namespace. Without it, --context,
+    /// the variable COACT_AT, the context in use, or coact://127.0.0.1:7070, in this order.
+    #[arg(long, value_name = "URL", global = true)]
+    at: Option<String>,
+    /// A node by the name that `coact context add` gave it.
+    #[arg(long, value_name = "NAME", global = true)]
+    context: Option<String>,
     /// The realm: the unit of atomicity.
     #[arg(long, default_value = "main", global = true)]
     realm: String,
@@ -65,7 +83,25 @@ struct Target {
 
 impl Target {
     async fn open(&self) -> Result<KvHandle> {
-        coact::open(&self.at).await
+        coact::open(&self.url()?).await
+    }
+
+    /// The engine's URL, with the way to a token if a context says it.
+    fn url(&self) -> Result<String> {
+        if let Some(at) = &self.at {
+            return Ok(at.clone());
+        }
+        if let Some(name) = &self.context {
+            return Contexts::load()?.get(name)?.to_url();
+        }
+        if let Some(at) = std::env::var("COACT_AT").ok().filter(|at| !at.is_empty()) {
+            return Ok(at);
+        }
+        let contexts = Contexts::load()?;
+        match &contexts.current {
+            Some(name) => contexts.get(name)?.to_url(),
+            None => Ok("coact://127.0.0.1:7070".to_owned()),
+        }
     }
 
     fn realm(&self) -> Result<Realm> {
@@ -99,9 +135,13 @@ fn main() -> std::process::ExitCode {
 async fn run(command: Command) -> Result<Exit> {
     match command {
         Command::Serve(serve) => serve.run().await,
+        Command::Init(init) => init.run(),
         Command::Lock(lock) => lock.run().await,
         Command::Id(id) => id.run().await,
         Command::Kv(kv) => kv.run().await,
+        Command::Token(token) => token.run().await,
+        Command::Role(role) => role.run().await,
+        Command::Context(context) => context.run(),
         Command::Tour(tour) => tour.run().await,
         Command::Explain(explain) => explain.run(),
         Command::Completions { shell } => {

@@ -136,6 +136,11 @@ impl Url {
         self.options.get(name).map(String::as_str)
     }
 
+    /// The value of an option that must not be shown.
+    pub fn secret_option(&self, name: &str) -> Option<Secret> {
+        self.options.get(name).cloned().map(Secret)
+    }
+
     /// One option, parsed; `expected` says in words what is allowed.
     ///
     /// # Errors

@@ -3,10 +3,13 @@
 use std::{fmt, time::Duration};
 
 use coact_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     name::Namespace,
     url::{Host, Url, parse_duration},
 };
+use tonic::transport::ClientTlsConfig;
+
+use crate::credentials::{self, Login};
 
 /// What is expected at the other end. Both speak the same protocol; they differ in port, words and promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,6 +29,14 @@ impl Flavour {
         match self {
             Self::Etcd => 2379,
             Self::Node => 7070,
+        }
+    }
+
+    /// What to do when the server asks who we are, or no longer knows us.
+    pub(crate) fn how_to_log_in(self) -> &'static str {
+        match self {
+            Self::Etcd => "write etcd://user:password@host in the URL",
+            Self::Node => "give a valid token in the URL, ?token=env:NAME or ?token=file:PATH",
         }
     }
 
@@ -58,22 +69,17 @@ pub(crate) struct Config {
     pub(crate) timeout: Duration,
     /// For one connection.
     pub(crate) connect_timeout: Duration,
+    pub(crate) login: Login,
+    pub(crate) tls: Option<ClientTlsConfig>,
     /// The URL without secrets.
     pub(crate) description: String,
 }
 
 impl Config {
     pub(crate) fn from_url(url: &Url) -> Result<Self> {
-        url.check_options(&["timeout", "connect_timeout"])?;
+        let known: Vec<_> = ["timeout", "connect_timeout"].into_iter().chain(credentials::OPTIONS).collect();
+        url.check_options(&known)?;
         let flavour = Flavour::of_scheme(url.scheme());
-        if url.user().is_some() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                format!(
-                    "{url} names a user, but authentication is not supported yet: use a URL without user and secret"
-                ),
-            ));
-        }
         if url.hosts().is_empty() {
             let scheme = url.scheme();
             return Err(Error::invalid(format!(
@@ -93,6 +99,8 @@ impl Config {
             namespace: url.namespace()?,
             timeout: duration("timeout", Duration::from_secs(5))?,
             connect_timeout: duration("connect_timeout", Duration::from_secs(2))?,
+            login: Login::from_url(url, flavour)?,
+            tls: credentials::tls(url)?,
             description: url.to_string(),
         })
     }
@@ -119,17 +127,36 @@ mod tests {
     fn refuses_what_it_would_have_to_ignore() {
         let message = |text: &str| config(text).expect_err(text).to_string();
         assert_eq!(
-            message("etcd://h?tls=true"),
-            "URL option \"tls\" is not known to etcd: choose from timeout, connect_timeout, accept"
-        );
-        assert_eq!(
-            message("etcd://root:pw@h/x"),
-            "etcd://root:***@h/x names a user, but authentication is not supported yet: use a URL without user and secret"
+            message("etcd://h?colour=red"),
+            "URL option \"colour\" is not known to etcd: choose from timeout, connect_timeout, tls, ca, cert, key, \
+             server_name, token, accept"
         );
         assert_eq!(message("coact:///x"), "coact:///x names no server: write it as coact://host:7070/namespace");
         assert_eq!(
             message("etcd://h?timeout=0s"),
             "URL option timeout=0s is not allowed: use a duration above zero such as 500ms or 5s"
         );
+    }
+    #[test]
+    fn says_how_credentials_are_written() {
+        let key = tempfile::NamedTempFile::new().expect("a file");
+        let key = key.path().display();
+        for (url, expected) in [
+            ("etcd://root@h".to_owned(), "names a user without a password"),
+            ("etcd://root:pw@h?token=canary".to_owned(), "but etcd knows users"),
+            ("etcd://h?token=canary".to_owned(), "but etcd knows users"),
+            ("coact://root:canary@h".to_owned(), "a coact node knows tokens: write ?token=env:NAME"),
+            ("coact://h?ca=/x".to_owned(), "URL option ca is for TLS: add tls=true"),
+            ("coact://h?tls=false&server_name=x".to_owned(), "URL option server_name is for TLS"),
+            ("coact://h?tls=yes".to_owned(), "URL option tls=yes is not allowed: use true or false"),
+            ("coact://h?tls=true&ca=/nonexistent".to_owned(), "URL option ca=/nonexistent cannot be read"),
+            (format!("coact://h?tls=true&ca={key}&cert={key}"), "URL option cert needs key=PATH"),
+            (format!("coact://h?tls=true&ca={key}&key={key}"), "URL option key needs cert=PATH"),
+        ] {
+            let error = config(&url).expect_err(&url).to_string();
+            assert!(error.contains(expected) && !error.contains("canary"), "{url}: {error}");
+        }
+        let shown = format!("{:?}", config("coact://h?token=canary").expect("valid"));
+        assert!(!shown.contains("canary"), "{shown}");
     }
 }

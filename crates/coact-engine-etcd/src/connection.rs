@@ -11,16 +11,15 @@ use std::{
     time::Duration,
 };
 
-use coact_core::{Error, Result, env::Env, error::Effect};
+use coact_core::{Error, ErrorKind, Result, env::Env, error::Effect};
 use parking_lot::Mutex;
-use tonic::{
-    Response, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Response, Status, service::interceptor::InterceptedService, transport::Endpoint};
 
 use crate::{
     config::Config,
+    credentials::{Credentials, Login, Wire, token_is_over},
     errors::{Access, Failure, Peer, closed},
+    wire::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient},
 };
 
 /// How many connections a handle keeps.
@@ -35,7 +34,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(4);
 /// A connection as taken for one request.
 #[derive(Clone, Debug)]
 pub(crate) struct Line {
-    pub(crate) channel: Channel,
+    pub(crate) channel: Wire,
     slot: usize,
     server: usize,
     generation: u64,
@@ -45,6 +44,7 @@ pub(crate) struct Connections {
     pub(crate) config: Config,
     pub(crate) env: Env,
     endpoints: Vec<Endpoint>,
+    credentials: Credentials,
     /// Empty once closed.
     lines: Mutex<Vec<Line>>,
     turn: AtomicUsize,
@@ -59,8 +59,16 @@ impl fmt::Debug for Connections {
 impl Connections {
     pub(crate) fn new(config: Config, env: Env) -> Result<Self> {
         let endpoint = |server: &String| {
-            let endpoint = Endpoint::from_shared(format!("http://{server}"))
+            let scheme = if config.tls.is_some() { "https" } else { "http" };
+            let endpoint = Endpoint::from_shared(format!("{scheme}://{server}"))
                 .map_err(|error| Error::invalid(format!("URL host {server:?} is not allowed")).with_source(error))?;
+            let endpoint = match &config.tls {
+                None => endpoint,
+                Some(tls) => endpoint.tls_config(tls.clone()).map_err(|error| {
+                    Error::invalid(format!("the TLS options of {} cannot be used", config.description))
+                        .with_source(error)
+                })?,
+            };
             Ok::<_, Error>(
                 endpoint
                     .connect_timeout(config.connect_timeout)
@@ -73,12 +81,13 @@ impl Connections {
         let endpoints = config.servers.iter().map(endpoint).collect::<Result<Vec<_>>>()?;
         // Handles begin at different servers, so that they do not all lean on the first one.
         let first = env.random() as usize % endpoints.len();
+        let credentials = Credentials::new(&config.login)?;
         let line = |slot: usize| {
             let server = (first + slot) % endpoints.len();
-            Line { channel: endpoints[server].connect_lazy(), slot, server, generation: 0 }
+            Line { channel: wire(&endpoints[server], &credentials), slot, server, generation: 0 }
         };
         let lines = Mutex::new((0..LINES).map(line).collect());
-        Ok(Self { config, env, endpoints, lines, turn: AtomicUsize::new(0) })
+        Ok(Self { config, env, endpoints, credentials, lines, turn: AtomicUsize::new(0) })
     }
 
     /// The next connection in turn.
@@ -97,7 +106,7 @@ impl Connections {
             && line.generation == failed.generation
         {
             line.server = (line.server + 1) % self.endpoints.len();
-            line.channel = self.endpoints[line.server].connect_lazy();
+            line.channel = wire(&self.endpoints[line.server], &self.credentials);
             line.generation += 1;
         }
     }
@@ -131,7 +140,7 @@ impl Connections {
         &self,
         access: Access,
         request: Q,
-        send: impl Fn(Channel, Q) -> F,
+        send: impl Fn(Wire, Q) -> F,
     ) -> Result<Response<A>>
     where
         Q: Clone,
@@ -140,6 +149,7 @@ impl Connections {
         let deadline = self.env.now() + self.config.timeout;
         let mut line = self.line()?;
         let mut tries = 0;
+        let mut renewed = false;
         loop {
             let left = deadline.saturating_duration_since(self.env.now());
             let status = match self.env.timeout(left, send(line.channel.clone(), request.clone())).await {
@@ -150,6 +160,11 @@ impl Connections {
                     return Err(Failure::timeout(&self.peer(&line), self.config.timeout, access).error);
                 }
             };
+            if !renewed && token_is_over(&status) && matches!(self.config.login, Login::User(..)) {
+                renewed = true;
+                self.log_in(&line).await?;
+                continue;
+            }
             tries += 1;
             let failure = Failure::of(&status, &self.peer(&line), access);
             if !failure.elsewhere {
@@ -166,4 +181,35 @@ impl Connections {
             line = self.line_in(line.slot)?;
         }
     }
+
+    /// Gets a token for the user of the URL, if it names one. etcd forgets its tokens after a while.
+    pub(crate) async fn log_in(&self, line: &Line) -> Result<()> {
+        let Login::User(name, password) = &self.config.login else { return Ok(()) };
+        let request = AuthenticateRequest { name: name.clone(), password: password.expose()? };
+        let mut client = AuthClient::new(line.channel.clone());
+        let peer = self.peer(line);
+        match self.env.timeout(self.config.timeout, client.authenticate(request)).await {
+            Some(Ok(answer)) => self.credentials.set(&answer.get_ref().token),
+            // Nobody is asked who they are, so who we are does not matter.
+            Some(Err(status)) if status.message().ends_with("authentication is not enabled") => Ok(()),
+            Some(Err(status)) if status.message().contains("authentication failed") => {
+                Err(Error::new(ErrorKind::Denied, format!("{peer} does not accept user {name:?} with this password")))
+            }
+            Some(Err(status)) => Err(Failure::of(&status, &peer, Access::Read).error),
+            None => Err(Failure::timeout(&peer, self.config.timeout, Access::Read).error),
+        }
+    }
+
+    /// After a stream was refused: a new token, if that is why.
+    pub(crate) async fn log_in_after(&self, status: &Status, line: &Line) {
+        if token_is_over(status)
+            && let Err(error) = self.log_in(line).await
+        {
+            tracing::debug!(%error, "no new token");
+        }
+    }
+}
+
+fn wire(endpoint: &Endpoint, credentials: &Credentials) -> Wire {
+    InterceptedService::new(endpoint.connect_lazy(), credentials.clone())
 }

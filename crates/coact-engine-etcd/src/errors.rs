@@ -70,10 +70,12 @@ impl Failure {
                 return Self::refused(ErrorKind::Compacted, "the history asked for was compacted".to_owned());
             }
             "user name is empty" | "invalid auth token" => {
-                return Self::refused(
-                    ErrorKind::Denied,
-                    format!("{peer} asks for a user, and authentication is not supported yet"),
-                );
+                let how = peer.flavour.how_to_log_in();
+                return Self::refused(ErrorKind::Denied, format!("{peer} asks who we are: {how}"));
+            }
+            // Also the end of the text by which a watch is refused, which comes without a code.
+            _ if text.ends_with("permission denied") => {
+                return Self::refused(ErrorKind::Denied, format!("{peer} refused the request: permission denied"));
             }
             // This member was not yet allowed to touch the request.
             "rpc not supported for learner" => {

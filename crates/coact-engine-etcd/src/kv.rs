@@ -14,11 +14,12 @@ use coact_core::{
     name::{Dir, Key, Namespace, Realm},
     url::Url,
 };
-use tonic::{metadata::MetadataMap, transport::Channel};
+use tonic::metadata::MetadataMap;
 
 use crate::{
     config::Config,
     connection::{ANSWER_BYTES_MAX, Connections},
+    credentials::Wire,
     errors::{Access, closed, malformed},
     lease::{Renewals, granted, seconds},
     watch::{Range, Wake, Watches},
@@ -68,7 +69,7 @@ struct EtcdKv {
     renewals: Renewals,
 }
 
-pub(crate) fn kv_client(channel: Channel) -> KvClient<Channel> {
+pub(crate) fn kv_client(channel: Wire) -> KvClient<Wire> {
     KvClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 

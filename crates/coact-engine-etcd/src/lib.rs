@@ -9,6 +9,11 @@
 //!   and requests that were certainly not sent, or that change nothing when they happen twice, are repeated.
 //! * `connect_timeout` (2s): how long one server may take to accept a connection before the next one is tried.
 //!
+//! * `tls=true`: speak TLS; `ca=PATH` trusts this authority instead of the system's, `cert=PATH` and `key=PATH` show a
+//!   certificate of our own, `server_name=NAME` is what the server's certificate must say instead of the host.
+//! * `token=env:NAME`, `token=file:PATH` or the text itself, for a coact node; `user:password@` for etcd, where the
+//!   password may be `env:NAME` or `file:PATH` too. The files and variables are read when the URL is opened.
+//!
 //! Keys live under `namespace/realm/dir//name`, so that `etcdctl get --prefix namespace/realm/dir//` lists a dir. Each
 //! lease that is granted here also holds the key `namespace/.lease//ID`, which is how a transaction checks that the
 //! lease is alive. Do not delete those by hand.
@@ -18,11 +23,15 @@
 
 mod config;
 mod connection;
+mod credentials;
 mod errors;
+mod http;
 mod kv;
 mod lease;
 mod watch;
 pub mod wire;
+
+pub use http::{Answer, NodeHttp};
 
 /// The driver for the schemes `etcd` and `coact`.
 pub fn driver() -> coact_core::registry::Driver {

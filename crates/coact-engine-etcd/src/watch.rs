@@ -312,6 +312,7 @@ impl Task {
             let Ok(line) = self.connections.line() else { return ControlFlow::Break(()) };
             let status = self.stream(&line).await?;
             self.broken(&line, &status);
+            self.connections.log_in_after(&status, &line).await;
             self.pause().await?;
         }
     }

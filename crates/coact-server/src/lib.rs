@@ -46,6 +46,7 @@ mod grpc;
 mod http;
 mod lifecycle;
 mod metrics;
+pub mod settings;
 mod tls;
 
 use std::{
@@ -188,7 +189,8 @@ impl Server {
         let lifecycle = Lifecycle::default();
         let metrics = Arc::new(Metrics::default());
         let auth = Auth::start(&config.auth, &engine, lifecycle.signal()).await?;
-        let node = Node::new(engine.clone(), auth, address, config.limits, lifecycle.signal());
+        let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
+        let node = Node::new(engine.clone(), auth, url, config.limits, lifecycle.signal());
         let port = Arc::new(Port::new(env.clone(), config.limits, tls, lifecycle.signal()));
         let api = Api::new(node.clone(), config.accepted);
         let router = http::router(node, api.clone(), metrics, port.clone());

@@ -41,6 +41,12 @@ pub use coact_core::{
 #[cfg(feature = "embedded")]
 pub use coact_engine_embedded as embedded;
 
+/// Plain requests to a coact node: what its HTTP pages answer.
+#[cfg(feature = "etcd")]
+pub mod node {
+    pub use coact_engine_etcd::{Answer, NodeHttp};
+}
+
 /// Opens the engine that a URL names, for the Kv contract.
 ///
 /// | URL | engine |

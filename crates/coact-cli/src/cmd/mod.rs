@@ -1,10 +1,14 @@
 //! The commands, one file each.
 
+pub(crate) mod context;
 pub(crate) mod explain;
 pub(crate) mod id;
+pub(crate) mod init;
 pub(crate) mod kv;
 pub(crate) mod lock;
+pub(crate) mod role;
 pub(crate) mod serve;
+pub(crate) mod token;
 pub(crate) mod tour;
 
 /// Reads a duration argument.

@@ -65,7 +65,7 @@ async fn a_node_says_why_it_cannot_start() {
     let node = Node::start().await;
     let data = node.path().join("data");
     let data = data.to_str().expect("text");
-    refused(&["serve", "--listen", "0.0.0.0:7070", "--data", data], 9, "there are no TLS and no tokens yet");
+    refused(&["serve", "--listen", "0.0.0.0:7070", "--data", data], 9, "TLS and tokens are missing");
     refused(&["serve", "--listen", "127.0.0.1:0", "--data", data], 6, "is open in another process");
     let other = node.path().join("other");
     std::fs::create_dir(&other).expect("a directory");

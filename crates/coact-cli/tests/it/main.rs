@@ -1,5 +1,6 @@
 //! The command as people and scripts use it: real processes, real files, real signals.
 
+mod auth;
 mod bad_input;
 mod commands;
 mod locks;

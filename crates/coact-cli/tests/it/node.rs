@@ -11,7 +11,11 @@ use coact_testkit::bed::{PATIENCE, ServerProcess, free_port, wait_until};
 /// The command under test.
 pub(crate) fn coact() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coact"));
-    command.env_remove("COACT_AT").env_remove("COACT_LOG").env("RUST_BACKTRACE", "0");
+    command
+        .env_remove("COACT_AT")
+        .env_remove("COACT_LOG")
+        .env("COACT_CONFIG", "/nonexistent/contexts.toml")
+        .env("RUST_BACKTRACE", "0");
     command
 }
 

@@ -19,7 +19,7 @@ impl Cluster for Node {
             id: self.member_id,
             name: "coact".to_owned(),
             peer_ur_ls: Vec::new(),
-            client_ur_ls: vec![format!("http://{}", self.address)],
+            client_ur_ls: vec![self.url.clone()],
             is_learner: false,
         };
         Ok(Response::new(MemberListResponse { header: self.header(self.engine.revision()), members: vec![member] }))

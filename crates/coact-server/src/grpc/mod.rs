@@ -17,7 +17,7 @@ mod maintenance;
 mod turn;
 mod watch;
 
-use std::{convert::Infallible, net::SocketAddr};
+use std::convert::Infallible;
 
 use axum::{Router, extract::Request, http::Response};
 use coact_core::env::Env;
@@ -67,7 +67,8 @@ where
 pub(crate) struct Node {
     engine: Engine,
     auth: Auth,
-    address: SocketAddr,
+    /// Where clients reach it.
+    url: String,
     limits: Limits,
     signal: Signal,
     cluster_id: u64,
@@ -75,9 +76,9 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    pub(crate) fn new(engine: Engine, auth: Auth, address: SocketAddr, limits: Limits, signal: Signal) -> Self {
+    pub(crate) fn new(engine: Engine, auth: Auth, url: String, limits: Limits, signal: Signal) -> Self {
         let store = engine.store_id();
-        Self { engine, auth, address, limits, signal, cluster_id: scramble(store), member_id: scramble(!store) }
+        Self { engine, auth, url, limits, signal, cluster_id: scramble(store), member_id: scramble(!store) }
     }
 
     pub(crate) fn engine(&self) -> &Engine {

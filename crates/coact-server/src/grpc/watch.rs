@@ -162,6 +162,8 @@ impl Session {
         let keys = watched_keys(&request);
         let (watch_id, refusal) = match self.admit(&request, &keys) {
             Ok(id) => (id, None),
+            // As etcd: by its name, if the client gave one.
+            Err(WATCH_DENIED) if request.watch_id != 0 => (request.watch_id, Some(WATCH_DENIED)),
             Err(reason) => (NO_WATCH, Some(reason)),
         };
         self.ready.push_back(WatchResponse {
