@@ -16,15 +16,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, Caller, Store, Verb,
+    Api, Caller, KEEP_ALIVE, Store, Verb,
     entry::ChangeView,
     extract::{Path, Query, invalid},
     kv::{NamespacePath, revision},
     problem::{self, Problem},
 };
 
-/// How often a quiet stream says that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const WAIT_MAX_MS: u64 = 60_000;
 const CHANGES_MAX: usize = 1_000;
 

@@ -1,9 +1,6 @@
 //! Services and their instances: list, watch, register, drain; and targets for Prometheus.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use axum::{
     Json as Answer,
@@ -25,14 +22,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::{
-    Api, Block, Caller, Store, Verb,
+    Api, Block, Caller, KEEP_ALIVE, Store, Verb,
     extract::{Json, Path, Query, invalid},
     kv::{InRealm, NamespacePath, limit},
     problem::{self, Problem},
     session,
 };
 
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// How many realms this node remembers its feeds of.
 const REALMS_MAX: usize = 256;
 

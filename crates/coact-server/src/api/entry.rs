@@ -61,14 +61,19 @@ pub(super) struct Value {
 
 impl Value {
     pub(super) fn bytes(&self) -> Result<Bytes, Problem> {
-        match (&self.value, &self.value_base64) {
-            (Some(text), None) => Ok(Bytes::copy_from_slice(text.as_bytes())),
-            (None, Some(text)) => match STANDARD.decode(text) {
-                Ok(bytes) => Ok(bytes.into()),
-                Err(error) => Err(invalid(format!("value_base64 is not base64: {error}"))),
-            },
-            _ => Err(invalid("the value must be given once: as value (text) or as value_base64")),
-        }
+        bytes_of(self.value.as_deref(), self.value_base64.as_deref())
+    }
+}
+
+/// A value that is given as text or in base64.
+pub(super) fn bytes_of(text: Option<&str>, base64: Option<&str>) -> Result<Bytes, Problem> {
+    match (text, base64) {
+        (Some(text), None) => Ok(Bytes::copy_from_slice(text.as_bytes())),
+        (None, Some(text)) => match STANDARD.decode(text) {
+            Ok(bytes) => Ok(bytes.into()),
+            Err(error) => Err(invalid(format!("value_base64 is not base64: {error}"))),
+        },
+        _ => Err(invalid("the value must be given once: as value (text) or as value_base64")),
     }
 }
 

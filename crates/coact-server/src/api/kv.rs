@@ -105,14 +105,14 @@ enum By {
 pub(super) struct DirsQuery {
     /// The realm; `main` by default.
     #[param(pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
-    realm: Option<String>,
-    /// Only dirs that start with this.
-    prefix: Option<String>,
-    /// Start after this dir.
-    after: Option<String>,
-    /// The most dirs; 100 by default, at most 1000.
+    pub(super) realm: Option<String>,
+    /// Only what starts with this.
+    pub(super) prefix: Option<String>,
+    /// Start after this.
+    pub(super) after: Option<String>,
+    /// The most; 100 by default, at most 1000.
     #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
+    pub(super) limit: Option<usize>,
 }
 
 /// Part of a dir.

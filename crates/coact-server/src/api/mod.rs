@@ -7,6 +7,7 @@
 //! are `application/problem+json` with kind, retry and effect.
 
 mod changes;
+mod config;
 mod directory;
 mod docs;
 mod entry;
@@ -17,7 +18,7 @@ mod kv;
 pub(crate) mod problem;
 mod session;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{Router, extract::DefaultBodyLimit};
 use coact_core::{
@@ -35,6 +36,9 @@ use crate::{
     grpc::Node,
     http::pages,
 };
+
+/// How often a quiet stream says that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What handlers share; cheap to clone.
 #[derive(Clone)]
@@ -156,6 +160,12 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(directory::drain, directory::undrain))
         .routes(routes!(directory::report))
         .routes(routes!(directory::targets))
+        .routes(routes!(config::groups))
+        .routes(routes!(config::list))
+        .routes(routes!(config::watch))
+        .routes(routes!(config::read, config::put, config::delete))
+        .routes(routes!(config::history))
+        .routes(routes!(config::rollback))
         .routes(routes!(session::list, session::create))
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))

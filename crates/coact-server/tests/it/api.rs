@@ -184,6 +184,42 @@ async fn ids_are_strings_that_nobody_else_gets() {
 }
 
 #[tokio::test]
+async fn a_setting_has_versions_and_a_way_back() {
+    let node = node().await;
+    let at = node.address();
+    let currency = "/v1/main/config/billing/keys/currency";
+    let put = async |value: &str, expected: u64| {
+        call(at, "PUT", currency, Some(json!({"value": value, "expected_version": expected}))).await
+    };
+    assert_eq!(call(at, "GET", currency, None).await.problem(404).1, "there is no setting billing/currency");
+    assert_eq!(put("EUR", 0).await.ok()["version"], 1);
+    assert_eq!(put("USD", 1).await.ok()["version"], 2);
+    let late = put("GBP", 1).await.problem(409);
+    assert!(late.0 == "conflict" && late.1.contains("it is at 2"), "{late:?}");
+    let back = call(at, "POST", &format!("{currency}/rollback"), Some(json!({"version": 1}))).await.ok();
+    assert_eq!(back["version"], 3);
+    let read = call(at, "GET", currency, None).await.ok();
+    assert_eq!((&read["value"], &read["restores"]), (&json!("EUR"), &json!(1)));
+    let history = call(at, "GET", &format!("{currency}/history"), None).await.ok();
+    assert_eq!(history["settings"].as_array().map(Vec::len), Some(3));
+    assert_eq!(call(at, "DELETE", currency, None).await.status, 204);
+    assert_eq!(call(at, "GET", "/v1/main/config/billing", None).await.ok(), json!({"settings": []}));
+    assert_eq!(put("CHF", 0).await.ok()["version"], 5, "versions go on after a deletion");
+    assert_eq!(call(at, "GET", "/v1/main/config", None).await.ok()["groups"], json!(["billing"]));
+    let mut stream = open(at, "GET", "/v1/main/config/billing/watch", &[], None).await;
+    let mut text = String::new();
+    within("the current version", async {
+        let mut part = [0; 4096];
+        while !text.contains("\"value\":\"CHF\"") {
+            let read = stream.read(&mut part).await.expect("it goes on");
+            assert!(read > 0, "it ended: {text}");
+            text += std::str::from_utf8(&part[..read]).expect("text");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn bad_input_is_told_what_is_allowed() {
     let node = node().await;
     let at = node.address();

@@ -18,6 +18,8 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
         "kv_txn" => ("", Some(json!({"writes": [{"incr": {"key": "a/b", "by": 1}}]}))),
         "session_create" => ("", Some(json!({}))),
         "directory_register" => ("", Some(json!({"address": "10.0.0.1", "port": 80}))),
+        "config_put" => ("", Some(json!({"value": "x"}))),
+        "config_rollback" => ("", Some(json!({"version": 1}))),
         "directory_report" => ("", Some(json!({"health": "passing"}))),
         "kv_read"
         | "kv_delete"
@@ -26,6 +28,12 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
         | "session_read"
         | "session_end"
         | "session_renew"
+        | "config_groups"
+        | "config_list"
+        | "config_watch"
+        | "config_read"
+        | "config_delete"
+        | "config_history"
         | "directory_services"
         | "directory_list"
         | "directory_watch"
@@ -50,6 +58,7 @@ fn fill(path: &str) -> String {
         .replace("{id}", "7")
         .replace("{name}", "n")
         .replace("{service}", "web")
+        .replace("{group}", "g")
 }
 
 async fn status(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> u16 {

@@ -116,7 +116,8 @@ impl Changes {
         Ok(())
     }
 
-    async fn read(&self) -> Result<(Vec<Entry>, Revision)> {
+    // Borrowed mutably since a feed is not `Sync`: otherwise the future of `next` would not be `Send`.
+    async fn read(&mut self) -> Result<(Vec<Entry>, Revision)> {
         let (mut entries, floor) = feed::read_all(&self.kv, &self.dir).await?;
         entries.retain(|entry| self.key.as_ref().is_none_or(|key| *key == entry.key));
         Ok((entries, floor))
