@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 
-use coact_core::{Error, ErrorKind, Result, env::Env, error::Effect};
+use coact_core::{Error, Result, env::Env, error::Effect};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tonic::{Response, Status, service::interceptor::InterceptedService, transport::Endpoint};
 
@@ -146,10 +147,25 @@ impl Connections {
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        self.call_with(matches!(self.config.login, Login::User(..)), access, request, send).await
+    }
+
+    /// As [`call`](Self::call); `renew` says whether to ask for a new token, once, if the server has forgotten ours.
+    async fn call_with<Q, A, F>(
+        &self,
+        renew: bool,
+        access: Access,
+        request: Q,
+        send: impl Fn(Wire, Q) -> F,
+    ) -> Result<Response<A>>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
         let deadline = self.env.now() + self.config.timeout;
         let mut line = self.line()?;
         let mut tries = 0;
-        let mut renewed = false;
+        let mut renew = renew;
         loop {
             let left = deadline.saturating_duration_since(self.env.now());
             let status = match self.env.timeout(left, send(line.channel.clone(), request.clone())).await {
@@ -160,9 +176,9 @@ impl Connections {
                     return Err(Failure::timeout(&self.peer(&line), self.config.timeout, access).error);
                 }
             };
-            if !renewed && token_is_over(&status) && matches!(self.config.login, Login::User(..)) {
-                renewed = true;
-                self.log_in(&line).await?;
+            if renew && token_is_over(&status) {
+                renew = false;
+                self.log_in().await?;
                 continue;
             }
             tries += 1;
@@ -183,27 +199,24 @@ impl Connections {
     }
 
     /// Gets a token for the user of the URL, if it names one. etcd forgets its tokens after a while.
-    pub(crate) async fn log_in(&self, line: &Line) -> Result<()> {
-        let Login::User(name, password) = &self.config.login else { return Ok(()) };
-        let request = AuthenticateRequest { name: name.clone(), password: password.expose()? };
-        let mut client = AuthClient::new(line.channel.clone());
-        let peer = self.peer(line);
-        match self.env.timeout(self.config.timeout, client.authenticate(request)).await {
-            Some(Ok(answer)) => self.credentials.set(&answer.get_ref().token),
-            // Nobody is asked who they are, so who we are does not matter.
-            Some(Err(status)) if status.message().ends_with("authentication is not enabled") => Ok(()),
-            Some(Err(status)) if status.message().contains("authentication failed") => {
-                Err(Error::new(ErrorKind::Denied, format!("{peer} does not accept user {name:?} with this password")))
+    pub(crate) fn log_in(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async {
+            let Login::User(name, password) = &self.config.login else { return Ok(()) };
+            let request = AuthenticateRequest { name: name.clone(), password: password.expose()? };
+            let authenticate = |wire: Wire, request| async move { AuthClient::new(wire).authenticate(request).await };
+            match self.call_with(false, Access::Read, request, authenticate).await {
+                Ok(answer) => self.credentials.set(&answer.get_ref().token),
+                // Nobody is asked who they are, so who we are does not matter.
+                Err(error) if error.message().ends_with("authentication is not enabled") => Ok(()),
+                Err(error) => Err(error),
             }
-            Some(Err(status)) => Err(Failure::of(&status, &peer, Access::Read).error),
-            None => Err(Failure::timeout(&peer, self.config.timeout, Access::Read).error),
-        }
+        })
     }
 
     /// After a stream was refused: a new token, if that is why.
-    pub(crate) async fn log_in_after(&self, status: &Status, line: &Line) {
+    pub(crate) async fn log_in_after(&self, status: &Status) {
         if token_is_over(status)
-            && let Err(error) = self.log_in(line).await
+            && let Err(error) = self.log_in().await
         {
             tracing::debug!(%error, "no new token");
         }

@@ -73,6 +73,9 @@ impl Failure {
                 let how = peer.flavour.how_to_log_in();
                 return Self::refused(ErrorKind::Denied, format!("{peer} asks who we are: {how}"));
             }
+            "authentication failed, invalid user ID or password" => {
+                return Self::refused(ErrorKind::Denied, format!("{peer} does not accept this user and password"));
+            }
             // Also the end of the text by which a watch is refused, which comes without a code.
             _ if text.ends_with("permission denied") => {
                 return Self::refused(ErrorKind::Denied, format!("{peer} refused the request: permission denied"));

@@ -52,6 +52,7 @@ pub(crate) async fn open(url: Url, env: Env) -> Result<KvHandle> {
     let config = Config::from_url(&url)?;
     let accepted = url.accepted()?;
     let connections = Arc::new(Connections::new(config, env.clone())?);
+    connections.log_in().await?;
     let guarantees = probe(&connections).await?;
     let store = EtcdKv {
         guarantees,

@@ -140,7 +140,7 @@ impl Task {
         };
         tracing::debug!(engine = %self.connections.config.description, %status, "the keep-alive stream broke");
         self.connections.replace(&line);
-        self.connections.log_in_after(&status, &line).await;
+        self.connections.log_in_after(&status).await;
         let peer = self.connections.peer(&line);
         for reply in self.waiting.drain().flat_map(|(_, replies)| replies) {
             let _ = reply.send(Err(Failure::of(&status, &peer, Access::Idempotent)));

@@ -7,7 +7,7 @@
 //! [`Change::Resync`].
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     ops::ControlFlow,
     pin::Pin,
     sync::{
@@ -167,6 +167,7 @@ impl Watches {
             watchers: HashMap::new(),
             wires: HashMap::new(),
             next_wire: 1,
+            unconfirmed: VecDeque::new(),
             requests: None,
             suspects: Vec::new(),
             checking: false,
@@ -285,6 +286,8 @@ struct Task {
     /// Who is meant by a name on the present stream. Names are never used twice: a server may remember old ones.
     wires: HashMap<i64, u64>,
     next_wire: i64,
+    /// The names that the server has not confirmed yet; it does so in the order of the requests.
+    unconfirmed: VecDeque<i64>,
     /// The sending half of the present stream.
     requests: Option<mpsc::UnboundedSender<WatchRequest>>,
     /// Watchers that are ahead of the server, with their places; see [`check`](Self::check).
@@ -312,7 +315,7 @@ impl Task {
             let Ok(line) = self.connections.line() else { return ControlFlow::Break(()) };
             let status = self.stream(&line).await?;
             self.broken(&line, &status);
-            self.connections.log_in_after(&status, &line).await;
+            self.connections.log_in_after(&status).await;
             self.pause().await?;
         }
     }
@@ -366,6 +369,7 @@ impl Task {
 
     fn broken(&mut self, line: &Line, status: &Status) {
         self.requests = None;
+        self.unconfirmed.clear();
         self.wires.clear();
         for watcher in self.watchers.values_mut() {
             watcher.wire = None;
@@ -451,6 +455,7 @@ impl Task {
         self.next_wire += 1;
         watcher.wire = Some(wire);
         self.wires.insert(wire, id);
+        self.unconfirmed.push_back(wire);
         let waits = matches!(watcher.sink, Sink::Waiter(_));
         let request = WatchCreateRequest {
             key: watcher.range.key.clone(),
@@ -479,8 +484,9 @@ impl Task {
     fn response(&mut self, response: WatchResponse) {
         self.failures = 0;
         let revision = response.header.map_or(0, |header| header.revision);
+        let wire = if response.created { self.confirmed(response.watch_id) } else { response.watch_id };
         // Unknown: ended here meanwhile.
-        let Some(&id) = self.wires.get(&response.watch_id) else { return };
+        let Some(&id) = self.wires.get(&wire) else { return };
         if response.canceled {
             if let Some(wire) = self.watchers.get_mut(&id).and_then(|watcher| watcher.wire.take()) {
                 self.wires.remove(&wire);
@@ -504,6 +510,15 @@ impl Task {
                 break;
             }
         }
+    }
+
+    /// Which name the server answers to. etcd refuses without one, so it must be the one whose turn it is.
+    fn confirmed(&mut self, wire: i64) -> i64 {
+        if wire <= 0 {
+            return self.unconfirmed.pop_front().unwrap_or(wire);
+        }
+        self.unconfirmed.retain(|name| *name != wire);
+        wire
     }
 
     /// The server has confirmed a watch; `revision` is the newest that it knows.

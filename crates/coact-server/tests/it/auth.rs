@@ -1,5 +1,6 @@
 //! Tokens and roles, as a caller meets them: what is refused, how, and that nothing leaks.
 
+mod client;
 mod denied;
 mod secrets;
 mod tokens;

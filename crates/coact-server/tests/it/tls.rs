@@ -2,7 +2,12 @@
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
-use coact_core::env::Env;
+use coact_core::{
+    ErrorKind,
+    env::Env,
+    name::{Key, Realm},
+    registry::Registry,
+};
 use coact_engine_embedded::Config;
 use coact_engine_etcd::wire::etcdserverpb::kv_client::KvClient;
 use coact_server::{
@@ -159,6 +164,35 @@ async fn clients_show_certificates_where_they_are_asked_for_them() {
         Err(_) => true,
     };
     assert!(refused, "a client with a certificate of its own making");
+}
+
+#[tokio::test]
+async fn the_client_is_told_by_options_of_the_url() {
+    let pki = Pki::new();
+    let token = Token::generate().expect("randomness");
+    let node =
+        Server::start(config("127.0.0.1:0", Some(pki.server(true)), Some(&token)), Env::real()).await.expect("a node");
+    let (at, ca) = (node.address(), pki.path("ca.pem").display().to_string());
+    let (cert, key) = (pki.path("client.pem").display().to_string(), pki.path("client.key").display().to_string());
+    let open = async |options: String| {
+        let url = format!("coact://{at}/shop?timeout=10s&token={}&{options}", token.expose());
+        let registry = Registry::default().with(coact_engine_etcd::driver());
+        registry.open(url.parse().expect("a URL"), Env::real()).await
+    };
+    let whole = format!("tls=true&ca={ca}&cert={cert}&key={key}&server_name=localhost");
+    let kv = open(whole.clone()).await.expect("everything fits");
+    let entry = Key::parse(&Realm::default(), "a/b").expect("valid");
+    kv.put(&entry, "1", None).await.expect("put");
+    for (options, what) in [
+        (whole.replace("server_name=localhost", "server_name=elsewhere"), "another name"),
+        (whole.replace(&format!("&ca={ca}"), ""), "an authority that this machine does not know"),
+        (format!("tls=true&ca={ca}&server_name=localhost"), "no certificate of its own"),
+        ("tls=false".to_owned(), "in the clear"),
+    ] {
+        let error = open(options).await.expect_err(what);
+        assert_eq!(error.kind(), ErrorKind::Unavailable, "{what}: {error}");
+        assert!(!error.to_string().contains(&token.expose()[15..]), "{error}");
+    }
 }
 
 #[tokio::test]
