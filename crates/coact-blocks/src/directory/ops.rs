@@ -107,6 +107,15 @@ impl Directory {
     /// # Cancel safety
     /// It may have been deleted.
     pub async fn remove_instance(&self, service: &str, id: &str) -> Result<()> {
+        let instance = self.key_of(service, Kind::Instance, id)?;
+        if let Some(found) = self.kv().get(&instance).await?
+            && let Some(farewell) = record::farewell(&found)?
+        {
+            let checks = vec![Check::ModifiedAt(instance, found.modified)];
+            let txn = Txn { checks, reads: Vec::new(), writes: vec![farewell] };
+            // If somebody else wrote it meanwhile, watchers may hold it for a while.
+            let _ = self.kv().txn(self.realm(), txn).await?;
+        }
         let mut writes = Vec::new();
         for kind in [Kind::Instance, Kind::Health, Kind::Drain] {
             writes.push(Write::Delete(self.key_of(service, kind, id)?));

@@ -1,7 +1,10 @@
 //! The values of the directory's entries. Whatever else is found there is skipped and counted, never trusted.
 
 use bytes::Bytes;
-use coact_core::{Error, ErrorKind, Result, contract::kv::Entry};
+use coact_core::{
+    Error, ErrorKind, Result,
+    contract::kv::{Entry, Write},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{Health, Instance};
@@ -44,6 +47,16 @@ impl Record {
         let belongs = record.instance.service == service && record.instance.id == id;
         (belongs && record.instance.validate().is_ok()).then_some(record)
     }
+}
+
+/// What its owner writes into an instance's entry before deleting it, so that watchers know a departure from a death also
+/// where the store does not tell them; `None` if the entry says so already.
+pub(super) fn farewell(entry: &Entry) -> Result<Option<Write>> {
+    let Some(record) = read::<Record>(entry).filter(|record| !record.draining) else {
+        return Ok(None);
+    };
+    let value = to_bytes(&Record { draining: true, ..record })?;
+    Ok(Some(Write::Put { key: entry.key.clone(), value, lease: entry.lease }))
 }
 
 pub(super) fn read<T: DeserializeOwned>(entry: &Entry) -> Option<T> {

@@ -421,7 +421,15 @@ impl Owner {
         for _ in 0..ROUNDS {
             let found = self.keeper.kv().get(&self.key).await?;
             let check = match &found {
-                Some(found) if self.ensure_ours(found).is_ok() => Check::ModifiedAt(self.key.clone(), found.modified),
+                Some(found) if self.ensure_ours(found).is_ok() => {
+                    let check = Check::ModifiedAt(self.key.clone(), found.modified);
+                    if let Some(farewell) = record::farewell(found)? {
+                        let txn = Txn { checks: vec![check], reads: Vec::new(), writes: vec![farewell] };
+                        let _ = self.send(txn).await?;
+                        continue;
+                    }
+                    check
+                }
                 // Somebody else has the id by now.
                 Some(_) => return Ok(()),
                 None => Check::Absent(self.key.clone()),

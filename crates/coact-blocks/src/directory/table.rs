@@ -77,7 +77,7 @@ impl Table {
         for entry in entries {
             self.put(entry);
         }
-        before.retain(|id, _| !self.instances.contains_key(id));
+        before.retain(|id, present| !self.instances.contains_key(id) && !present.record.draining);
         for (id, mut present) in before {
             self.lose(id, &mut present, now);
         }
@@ -107,10 +107,12 @@ impl Table {
         };
         match kind {
             Kind::Instance => {
-                // A page of the reading may have been younger than this.
+                // A page of the reading may have been younger than this. Who said before that it drains was about to leave:
+                // not every store tells a deletion from an expiry.
                 if self.instances.get(id).is_some_and(|present| present.modified <= at)
                     && let Some(mut present) = self.instances.remove(id)
                     && cause != GoneCause::Deleted
+                    && !present.record.draining
                 {
                     self.lose(id.to_owned(), &mut present, now);
                 }

@@ -90,20 +90,23 @@ async fn few_deaths_are_believed_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn who_deregisters_is_never_held() {
-    let Fleet { model: _model, owners, user } = Fleet::start(3).await;
-    let mut watch = directory(&user).watch("web").await.expect("loads");
-    let mut processes = Vec::new();
-    for (process, registration) in owners {
-        registration.deregister().await.expect("answers");
-        processes.push(process);
+    for hides_causes in [false, true] {
+        let Fleet { model: _model, owners, user } = Fleet::start(3).await;
+        user.faults.lock().hides_causes = hides_causes;
+        let mut watch = directory(&user).watch("web").await.expect("loads");
+        let mut processes = Vec::new();
+        for (process, registration) in owners {
+            registration.deregister().await.expect("answers");
+            processes.push(process);
+        }
+        let mut most_held = 0;
+        let snapshot = until(&mut watch, |snapshot| {
+            most_held = most_held.max(held(snapshot));
+            snapshot.instances.is_empty()
+        })
+        .await;
+        assert_eq!((most_held, &snapshot.state), (0, &State::Fresh), "causes hidden: {hides_causes}");
     }
-    let mut most_held = 0;
-    let snapshot = until(&mut watch, |snapshot| {
-        most_held = most_held.max(held(snapshot));
-        snapshot.instances.is_empty()
-    })
-    .await;
-    assert_eq!((most_held, &snapshot.state), (0, &State::Fresh));
 }
 
 /// The store comes back with nothing, as after a lost disk: the trap of Nacos #4470.

@@ -242,6 +242,8 @@ pub(crate) struct Faults {
     pub(crate) cuts: usize,
     /// Raise it to make the client's feeds skip what they have not delivered, and say so.
     pub(crate) gaps: usize,
+    /// Whether feeds do not tell why an entry is gone, as etcd's do not.
+    pub(crate) hides_causes: bool,
     /// What the store promises, if not everything.
     pub(crate) guarantees: Option<&'static Guarantees>,
 }
@@ -366,7 +368,8 @@ impl Cursor {
                 let found = state.changes[self.next..].iter().position(|change| self.is_in_scope(change));
                 if let Some(found) = found {
                     self.next += found + 1;
-                    return Ok(state.changes[self.next - 1].clone());
+                    let change = state.changes[self.next - 1].clone();
+                    return Ok(if faults.hides_causes { without_cause(change) } else { change });
                 }
                 self.next = state.changes.len();
                 state.leases.values().map(|(_, ends)| *ends).min()
@@ -393,6 +396,13 @@ impl Cursor {
             Scope::Key(watched) => key == watched,
             Scope::Dir(watched) => key.dir() == watched,
         }
+    }
+}
+
+fn without_cause(change: Change) -> Change {
+    match change {
+        Change::Gone { key, at, .. } => Change::Gone { key, at, cause: GoneCause::Unknown },
+        other => other,
     }
 }
 
