@@ -2,10 +2,11 @@
 //!
 //! ```text
 //!            one port, 127.0.0.1:7070
-//!   HTTP/1.1 and HTTP/2 ──► http ──┬─► pages    /healthz /readyz /metrics /health /version
-//!                                  └─► grpc ──► check ► convert ► engine ► convert
-//!                                        │        (kv watch lease cluster maintenance lock election)
-//!                                        └─ metrics: every call is counted by one layer
+//!   (TLS) ─► HTTP/1.1, HTTP/2 ─► http ─► auth ─┬─► pages    /healthz /readyz /metrics /health /version
+//!                                              ├─► auth     /v1/auth
+//!                                              └─► grpc ──► check ► access ► convert ► engine ► convert
+//!                                                    │        (kv watch lease cluster maintenance lock election)
+//!                                                    └─ metrics: every call is counted by one layer
 //! ```
 //!
 //! | path | who asks | answer |
@@ -15,10 +16,15 @@
 //! | `/readyz` | what routes to the node | 503 also while it shuts down |
 //! | `/metrics` | Prometheus | every metric begins with `coact_` |
 //! | `/health`, `/version` | what was made for etcd | in etcd's format |
+//! | `/v1/auth/tokens`, `/v1/auth/roles` | admins | JSON: who may do what |
+//!
+//! With [`auth`] on, everything but the pages of health and version asks for a token: `Authorization: Bearer TOKEN`, or
+//! what etcd's clients send after `Authenticate`, whose password is a token. What a token allows is checked for every
+//! part of every request; what is denied is answered in etcd's words.
 //!
 //! To an etcd client a node is a cluster of one member that is always its leader, at raft term 2. A script of some three
 //! hundred calls gets the same answers from it as from etcd 3.4.23 (`tests/it/differential.rs`), but for these, each on
-//! purpose: snapshots, hashes, members and users are refused with `Unimplemented` and what to do instead; a lease may be
+//! purpose: snapshots, hashes, members and users of etcd's kind are refused with `Unimplemented` and what to do instead; a lease may be
 //! as short as one second (etcd's depends on its election timeout); a transaction may not put a key that it deletes by
 //! "from this key on", and may not name an order or a comparison that does not exist; a progress request is answered
 //! only when every watch of its stream has caught up, as newer etcds do; who waits for a lock while its lease ends is

@@ -36,6 +36,11 @@ impl Caller {
         &self.principal
     }
 
+    /// Whether they showed no valid token where one is asked for: only pages that are open to all hear of them.
+    pub(crate) fn is_nobody(&self) -> bool {
+        matches!(self.principal, Principal::Anonymous)
+    }
+
     /// Whether they may do this to one resource.
     ///
     /// # Errors
@@ -89,10 +94,12 @@ impl<S: Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
         // Only a route that was mounted outside of the layer has none, and such a route answers nobody.
+        let somebody = |caller: &Self| !caller.is_nobody();
         parts
             .extensions
             .get::<Self>()
             .cloned()
+            .filter(somebody)
             .ok_or_else(|| problem(StatusCode::UNAUTHORIZED, ErrorKind::Denied, "a valid token is needed"))
     }
 }
