@@ -21,7 +21,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-pub(crate) use pages::{problem, speaks_grpc};
+pub(crate) use pages::speaks_grpc;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -55,7 +55,7 @@ pub(crate) fn router(node: Node, api: Api, metrics: Arc<Metrics>, port: Arc<Port
         api = api.layer(middleware::from_fn(browser::refuse_foreign_pages));
     }
     let api = api.route_layer(middleware::from_fn_with_state(meter, metrics::http::measure));
-    let routes = pages::routes(node, metrics, port).merge(calls).merge(api).merge(auth::routes(auth.clone()));
+    let routes = pages::routes(node, metrics, port).merge(calls).merge(api);
     // Around everything: a route that is added above is asked for a token without doing anything.
     routes.layer(middleware::from_fn_with_state(auth, auth::authenticate))
 }

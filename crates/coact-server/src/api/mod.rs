@@ -6,6 +6,7 @@
 //! Names in paths are percent-encoded (`/` is `%2F`). Changes can be repeated safely under an `Idempotency-Key`. Errors
 //! are `application/problem+json` with kind, retry and effect.
 
+mod auth;
 mod changes;
 mod config;
 mod directory;
@@ -160,6 +161,10 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(directory::drain, directory::undrain))
         .routes(routes!(directory::report))
         .routes(routes!(directory::targets))
+        .routes(routes!(auth::tokens, auth::create_token))
+        .routes(routes!(auth::revoke_token))
+        .routes(routes!(auth::roles))
+        .routes(routes!(auth::put_role, auth::remove_role))
         .routes(routes!(config::groups))
         .routes(routes!(config::list))
         .routes(routes!(config::watch))

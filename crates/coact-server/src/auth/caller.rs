@@ -5,12 +5,11 @@ use std::sync::Arc;
 use axum::{
     extract::FromRequestParts,
     http::{StatusCode, request::Parts},
-    response::Response,
 };
 use coact_core::{ErrorKind, Result};
 
 use super::{Access, Auth, Block, Grants, Keys, Principal, Verb};
-use crate::http::problem;
+use crate::api::problem::Problem;
 
 /// Who called, with the means to ask what they may do. A handler that takes it answers 401 to who is nobody.
 ///
@@ -45,7 +44,6 @@ impl Caller {
     ///
     /// # Errors
     /// `Denied`, naming the permission that is missing.
-    #[allow(dead_code, reason = "for the HTTP API")]
     pub(crate) fn allow(&self, block: Block, verb: Verb, namespace: &str, resource: &str) -> Result<()> {
         self.auth.check(&self.principal, &Access { namespace: Some(namespace), block, verb, resource })
     }
@@ -54,7 +52,6 @@ impl Caller {
     ///
     /// # Errors
     /// `Denied`, naming the permission that is missing.
-    #[allow(dead_code, reason = "for the HTTP API")]
     pub(crate) fn allow_prefix(&self, block: Block, verb: Verb, namespace: &str, prefix: &str) -> Result<()> {
         let access = Access { namespace: Some(namespace), block, verb, resource: prefix };
         self.auth.check_prefix(&self.principal, &access)
@@ -90,9 +87,9 @@ impl Caller {
 }
 
 impl<S: Sync> FromRequestParts<S> for Caller {
-    type Rejection = Response;
+    type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Response> {
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         // Only a route that was mounted outside of the layer has none, and such a route answers nobody.
         let somebody = |caller: &Self| !caller.is_nobody();
         parts
@@ -100,6 +97,6 @@ impl<S: Sync> FromRequestParts<S> for Caller {
             .get::<Self>()
             .cloned()
             .filter(somebody)
-            .ok_or_else(|| problem(StatusCode::UNAUTHORIZED, ErrorKind::Denied, "a valid token is needed"))
+            .ok_or_else(|| Problem::new(StatusCode::UNAUTHORIZED, ErrorKind::Denied, "a valid token is needed"))
     }
 }

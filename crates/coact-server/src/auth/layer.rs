@@ -4,12 +4,12 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use coact_core::ErrorKind;
 
 use super::{Access, Auth, Block, Caller, Principal, Verb};
-use crate::http::{problem, speaks_grpc};
+use crate::{api::problem::Problem, http::speaks_grpc};
 
 /// What answers without a token: nothing that tells of data, and where a token is shown.
 const OPEN: [&str; 5] = ["/healthz", "/readyz", "/health", "/version", "/etcdserverpb.Auth/Authenticate"];
@@ -27,7 +27,7 @@ pub(crate) async fn authenticate(State(auth): State<Auth>, mut request: Request,
     if path == "/metrics" {
         let page = Access { namespace: None, block: Block::Metrics, verb: Verb::Read, resource: "" };
         if let Err(denied) = auth.check(&principal, &page) {
-            return problem(StatusCode::FORBIDDEN, denied.kind(), denied.message());
+            return Problem::from(denied).into_response();
         }
     }
     request.extensions_mut().insert(principal.clone());
@@ -49,7 +49,7 @@ fn unauthenticated(headers: &HeaderMap) -> Response {
         return tonic::Status::unauthenticated("etcdserver: invalid auth token").into_http::<axum::body::Body>();
     }
     let detail = "a valid token is needed: send it as `Authorization: Bearer TOKEN`";
-    let mut response = problem(StatusCode::UNAUTHORIZED, ErrorKind::Denied, detail);
+    let mut response = Problem::new(StatusCode::UNAUTHORIZED, ErrorKind::Denied, detail).into_response();
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     response
 }

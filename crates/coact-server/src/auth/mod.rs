@@ -16,7 +16,6 @@ mod caller;
 mod keys;
 mod layer;
 mod role;
-mod routes;
 mod store;
 mod table;
 mod token;
@@ -40,14 +39,13 @@ pub use token::{Token, TokenDigest};
 pub(crate) use caller::Caller;
 pub(crate) use keys::Keys;
 pub(crate) use layer::authenticate;
-pub(crate) use routes::routes;
-pub(crate) use table::Grants;
+pub(crate) use table::{Grants, StoredToken};
 
 use self::{
     audit::Audit,
     role::check_role_name,
     store::{Kind, Store, first_admin},
-    table::{StoredToken, Table},
+    table::Table,
 };
 use crate::lifecycle::Signal;
 
@@ -319,28 +317,28 @@ impl Auth {
 
 /// A token to be made.
 #[derive(Clone, Debug)]
-struct NewToken {
-    label: String,
-    roles: Vec<String>,
-    lives: Option<Duration>,
+pub(crate) struct NewToken {
+    pub(crate) label: String,
+    pub(crate) roles: Vec<String>,
+    pub(crate) lives: Option<Duration>,
 }
 
 /// Changes of tokens and roles. The callers check that whoever asks is an admin.
 impl Auth {
-    fn tokens(&self) -> Vec<(String, Arc<StoredToken>)> {
+    pub(crate) fn tokens(&self) -> Vec<(String, Arc<StoredToken>)> {
         self.0.table.tokens().into_iter().collect()
     }
 
-    fn roles(&self) -> Vec<Role> {
+    pub(crate) fn roles(&self) -> Vec<Role> {
         self.0.table.roles()
     }
 
-    fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         self.0.env.wall_ms()
     }
 
     /// Makes a token. It is valid when this returns.
-    async fn create_token(&self, who: &Principal, new: NewToken) -> Result<(Token, StoredToken)> {
+    pub(crate) async fn create_token(&self, who: &Principal, new: NewToken) -> Result<(Token, StoredToken)> {
         check_label(&new.label)?;
         let _changing = self.0.changing.lock().await;
         self.check_roles_exist(&new.roles)?;
@@ -370,7 +368,7 @@ impl Auth {
     }
 
     /// Ends a token. It is over when this returns.
-    async fn revoke_token(&self, who: &Principal, id: &str) -> Result<()> {
+    pub(crate) async fn revoke_token(&self, who: &Principal, id: &str) -> Result<()> {
         let _changing = self.0.changing.lock().await;
         if self.0.table.token(id).is_none() {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no token {id:?}")));
@@ -382,7 +380,7 @@ impl Auth {
     }
 
     /// Makes or replaces a role. It is in effect when this returns.
-    async fn put_role(&self, who: &Principal, role: Role) -> Result<()> {
+    pub(crate) async fn put_role(&self, who: &Principal, role: Role) -> Result<()> {
         let _changing = self.0.changing.lock().await;
         if self.0.table.roles().len() >= ROLES_MAX {
             let message = format!("there are {ROLES_MAX} roles, which is the most: remove some first");
@@ -396,7 +394,7 @@ impl Auth {
     }
 
     /// Removes a role that no token has: one of the same name, made later, must not come to somebody unawares.
-    async fn remove_role(&self, who: &Principal, name: &str) -> Result<()> {
+    pub(crate) async fn remove_role(&self, who: &Principal, name: &str) -> Result<()> {
         check_role_name(name)?;
         let _changing = self.0.changing.lock().await;
         if role::built_in(name).is_some() {

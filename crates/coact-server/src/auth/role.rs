@@ -278,6 +278,13 @@ impl Role {
 }
 
 /// Role names follow the rule of namespaces.
+impl Role {
+    /// Whether this is the name of a role that cannot be changed.
+    pub(crate) fn is_built_in(name: &str) -> bool {
+        built_in(name).is_some()
+    }
+}
+
 pub(super) fn check_role_name(name: &str) -> Result<()> {
     match Namespace::new(name) {
         Ok(_) => Ok(()),

@@ -18,19 +18,19 @@ use super::{
 /// A token as it is stored: everything but its secret.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct StoredToken {
+pub(crate) struct StoredToken {
     #[serde(with = "hex")]
-    pub(super) digest: TokenDigest,
-    pub(super) label: String,
-    pub(super) roles: Vec<String>,
-    pub(super) created_ms: u64,
-    pub(super) expires_ms: Option<u64>,
+    pub(crate) digest: TokenDigest,
+    pub(crate) label: String,
+    pub(crate) roles: Vec<String>,
+    pub(crate) created_ms: u64,
+    pub(crate) expires_ms: Option<u64>,
     /// The id of the token that made it, or where it came from.
-    pub(super) created_by: String,
+    pub(crate) created_by: String,
 }
 
 impl StoredToken {
-    pub(super) fn has_expired(&self, now_ms: u64) -> bool {
+    pub(crate) fn has_expired(&self, now_ms: u64) -> bool {
         self.expires_ms.is_some_and(|end| end <= now_ms)
     }
 }

@@ -107,7 +107,3 @@ pub(super) async fn require_http2(request: Request, next: Next) -> Response {
 pub(crate) fn speaks_grpc(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
-
-pub(crate) fn problem(status: StatusCode, kind: ErrorKind, detail: &str) -> Response {
-    Problem::new(status, kind, detail.to_owned()).into_response()
-}

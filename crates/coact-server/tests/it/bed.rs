@@ -179,7 +179,11 @@ pub(crate) async fn http_over(
     more: &str,
     body: &str,
 ) -> (String, String) {
-    let length = if body.is_empty() { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+    let length = if body.is_empty() {
+        String::new()
+    } else {
+        format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())
+    };
     let request =
         format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{more}{length}\r\n{body}");
     stream.write_all(request.as_bytes()).await.expect("it reads");
