@@ -26,6 +26,8 @@ pub(super) struct Claim {
     /// When our entry was created, once that is known.
     pub(super) created: Option<Revision>,
     operation: Operation,
+    /// Whether our entry stays when this is dropped: the caller will ask again.
+    keep: bool,
     /// Whether an earlier call with our operation may have been granted the entry that we took over.
     may_be_granted: bool,
     /// Whether a request to create it got no answer.
@@ -66,7 +68,9 @@ impl Claim {
     pub(super) fn named_by_operation(lock: &Arc<Lock>, dir: &coact_core::name::Dir, request: Request) -> Result<Self> {
         let operation = request.operation.unwrap_or_else(|| Operation::random(lock.core().env()));
         let holder = Holder { call: call_of(lock, &request), value: request.value, ..lock.holder() };
-        Self::new(lock, dir.key(&operation.to_string())?, operation, holder)
+        let mut claim = Self::new(lock, dir.key(&operation.to_string())?, operation, holder)?;
+        claim.keep = lock.keep_place && request.operation.is_some();
+        Ok(claim)
     }
 
     /// Where the entry's name is fixed, so that the value has to tell the operation.
@@ -83,6 +87,7 @@ impl Claim {
             entry,
             created: None,
             operation,
+            keep: false,
             may_be_granted: false,
             unanswered: false,
             flight: None,
@@ -293,7 +298,7 @@ fn call_of(lock: &Lock, request: &Request) -> Option<String> {
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        if self.may_be_granted {
+        if self.keep || self.may_be_granted {
             return;
         }
         let (entry, created, unanswered) = (self.entry.clone(), self.created, self.unanswered);

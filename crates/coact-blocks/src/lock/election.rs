@@ -4,7 +4,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use coact_core::{
     Error, Result,
-    contract::kv::{Check, Entry, Found, Read, Revision, Txn, TxnOutcome},
+    contract::kv::{Check, Entry, Found, KvHandle, Read, Revision, Txn, TxnOutcome},
+    name::{Dir, Realm},
 };
 use futures::Stream;
 use parking_lot::Mutex;
@@ -15,7 +16,7 @@ use super::{
     attempt::{Attempt, Line},
     claim::Request,
     held::{Held, guard},
-    observe,
+    observe::leaders,
     ticket::TicketKind,
 };
 use crate::{Session, backoff::is_retryable};
@@ -131,11 +132,7 @@ impl Election {
     /// Safe: a read has no effect.
     pub async fn leader(&self) -> Result<Option<Leader>> {
         let Inner { lock, line } = &*self.0;
-        let txn = Txn { reads: vec![Read::First(line.own.clone())], ..Txn::default() };
-        match lock.session.kv().txn(&lock.realm, txn).await? {
-            TxnOutcome::Committed { reads, .. } => Ok(reads.first().and_then(Found::entry).map(Leader::from_entry)),
-            TxnOutcome::Refused { .. } => Ok(None),
-        }
+        first_of(lock.session.kv(), &line.own).await
     }
 
     /// Delivers who leads, and then every change: of the leader, or of what it proclaims. No change is left out, unless
@@ -143,7 +140,7 @@ impl Election {
     ///
     /// An error that is final ends it; an engine that does not answer is asked again.
     pub fn observe(&self) -> impl Stream<Item = Result<Option<Leader>>> + Send + 'static {
-        observe::leaders(self.0.lock.session.kv(), &self.0.line.own)
+        leaders(self.0.lock.session.kv(), &self.0.line.own)
     }
 
     async fn elected(
@@ -159,6 +156,37 @@ impl Election {
         let value = held.entry.holder.value.clone().unwrap_or_default();
         let proclaimed = Proclaimed { value, modified: held.created };
         Ok(Leadership(held, Mutex::new(proclaimed)))
+    }
+}
+
+/// As [`Election::leader`], without a session.
+///
+/// # Errors
+/// `Invalid` for a name that is no dir; `Unavailable` if the engine does not answer.
+///
+/// # Cancel safety
+/// Safe: a read has no effect.
+pub async fn leader(kv: &KvHandle, realm: &Realm, name: &str) -> Result<Option<Leader>> {
+    first_of(kv, &TicketKind::Leadership.dir(realm, name)?).await
+}
+
+/// As [`Election::observe`], without a session.
+///
+/// # Errors
+/// `Invalid` for a name that is no dir.
+pub fn observe(
+    kv: &KvHandle,
+    realm: &Realm,
+    name: &str,
+) -> Result<impl Stream<Item = Result<Option<Leader>>> + Send + use<>> {
+    Ok(leaders(kv, &TicketKind::Leadership.dir(realm, name)?))
+}
+
+async fn first_of(kv: &KvHandle, dir: &Dir) -> Result<Option<Leader>> {
+    let txn = Txn { reads: vec![Read::First(dir.clone())], ..Txn::default() };
+    match kv.txn(dir.realm(), txn).await? {
+        TxnOutcome::Committed { reads, .. } => Ok(reads.first().and_then(Found::entry).map(Leader::from_entry)),
+        TxnOutcome::Refused { .. } => Ok(None),
     }
 }
 

@@ -49,7 +49,7 @@ use coact_core::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use election::{Election, Leader, Leadership, PROCLAIMED_BYTES_MAX};
+pub use election::{Election, Leader, Leadership, PROCLAIMED_BYTES_MAX, leader, observe};
 pub use list::{Contender, Inspection, LockInfo, inspect, list};
 pub use multi::{MultiGuard, acquire_all, acquire_all_within};
 pub use mutex::{Guard, Mode, Mutex, MutexOptions};

@@ -8,7 +8,7 @@ use coact_core::{
     env::Env,
     name::{Key, Realm},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     HOLDER_NAME, Holder, Kind, Lock, LockOptions, Operation,
@@ -28,7 +28,7 @@ use crate::Session;
 pub struct Mutex(Arc<Inner>);
 
 /// In which order a mutex is granted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// In the order of arrival; a release wakes one waiter.
@@ -57,6 +57,8 @@ pub struct MutexOptions {
     pub mode: Mode,
     /// Who holds or waits, as shown by `coact lock ls`; the session's name by default.
     pub label: Option<String>,
+    /// As in [`LockOptions::keep_place`]; in barging mode there is no line.
+    pub keep_place: bool,
 }
 
 impl Mutex {
@@ -73,8 +75,8 @@ impl Mutex {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn with_options(session: &Session, name: &str, options: MutexOptions) -> Result<Self> {
-        let MutexOptions { realm, mode, label } = options;
-        let lock = Lock::open(session, Kind::Lock, name, LockOptions { realm, label })?;
+        let MutexOptions { realm, mode, label, keep_place } = options;
+        let lock = Lock::open(session, Kind::Lock, name, LockOptions { realm, label, keep_place })?;
         let dir = TicketKind::Mutex.dir(&lock.realm, name)?;
         let holder_key = dir.key(HOLDER_NAME)?;
         let line = Line {

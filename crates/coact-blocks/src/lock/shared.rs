@@ -98,6 +98,10 @@ pub struct LockOptions {
     pub realm: Realm,
     /// Who holds or waits, as shown to people; the session's name by default.
     pub label: Option<String>,
+    /// Whether an acquire under an [`Operation`](super::Operation) of the caller's keeps its place in line when it is not
+    /// granted in time, or dropped: for a caller that will ask again with the same operation. The place goes with the
+    /// session, or by [`Ticket::find`](super::Ticket::find) and a release.
+    pub keep_place: bool,
 }
 
 /// What a lock of any kind shares with its attempts and guards.
@@ -106,6 +110,7 @@ pub(super) struct Lock {
     pub(super) kind: Kind,
     pub(super) realm: Realm,
     pub(super) name: String,
+    pub(super) keep_place: bool,
     label: String,
 }
 
@@ -117,6 +122,7 @@ impl Lock {
             kind,
             realm: options.realm,
             name: name.to_owned(),
+            keep_place: options.keep_place,
             label: options.label.unwrap_or_else(|| session.name().to_owned()),
         }))
     }

@@ -9,7 +9,7 @@ use coact_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{HOLDER_NAME, Kind, Operation};
+use super::{HOLDER_NAME, Holder, Kind, Operation};
 use crate::backoff::{Backoff, is_retryable};
 
 /// What a ticket is a grant of.
@@ -103,6 +103,30 @@ impl Ticket {
         let ticket = Self { kind, realm: realm.clone(), name: name.to_owned(), operation, token, created: token };
         ticket.entry()?;
         Ok(ticket)
+    }
+
+    /// The ticket of an acquire, wherever it stands: also of one that still waits, to be given up by
+    /// [`release`](Self::release). `None` if it left no entry.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is no dir; `Unavailable` if the engine does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: a read has no effect.
+    pub async fn find(
+        kv: &KvHandle,
+        kind: TicketKind,
+        realm: &Realm,
+        name: &str,
+        operation: Operation,
+    ) -> Result<Option<Self>> {
+        let Some(entry) = kv.get(&kind.key(realm, name, operation)?).await? else {
+            return Ok(None);
+        };
+        let theirs = Holder::from_entry(&entry).operation.is_some_and(|found| found != operation);
+        let created = entry.created.0;
+        let ticket = Self { kind, realm: realm.clone(), name: name.to_owned(), operation, token: created, created };
+        Ok((!theirs).then_some(ticket))
     }
 
     /// The entry in the store that is the grant.

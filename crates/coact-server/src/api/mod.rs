@@ -16,6 +16,7 @@ mod extract;
 mod id;
 mod idempotency;
 mod kv;
+mod lock;
 pub(crate) mod problem;
 mod session;
 
@@ -171,6 +172,17 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(config::read, config::put, config::delete))
         .routes(routes!(config::history))
         .routes(routes!(config::rollback))
+        .routes(routes!(lock::list))
+        .routes(routes!(lock::acquire))
+        .routes(routes!(lock::acquire_rw))
+        .routes(routes!(lock::acquire_permit))
+        .routes(routes!(lock::campaign))
+        .routes(routes!(lock::leader))
+        .routes(routes!(lock::observe))
+        .routes(routes!(lock::proclaim))
+        .routes(routes!(lock::check))
+        .routes(routes!(lock::release))
+        .routes(routes!(lock::withdraw))
         .routes(routes!(session::list, session::create))
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))

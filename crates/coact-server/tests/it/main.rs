@@ -3,6 +3,7 @@
 
 mod api;
 mod api_directory;
+mod api_lock;
 mod auth;
 mod bed;
 mod client;
