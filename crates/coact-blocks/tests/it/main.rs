@@ -5,5 +5,7 @@ mod lock;
 mod lock_chaos;
 mod lock_faults;
 mod model;
+mod segment;
 mod session;
+mod sortable;
 mod world;
