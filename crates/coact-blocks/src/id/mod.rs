@@ -1,4 +1,7 @@
-//! Unique, roughly ordered 64-bit ids, after Twitter's Snowflake: time, worker number, sequence.
+//! Ids: unique 64-bit ones that grow with time ([`Generator`]), dense numbers ([`Segment`]), and, without a store, ULIDs
+//! ([`UlidGenerator`]) and UUIDs of version 7 ([`Uuid7Generator`]).
+//!
+//! A [`Generator`] makes ids after Twitter's Snowflake: time, worker number, sequence.
 //!
 //! Uniqueness rests neither on clocks nor on leases. A worker number has a persistent record; a [`Generator`] reserves
 //! time windows in it by compare-and-set, each beginning where the last one ended, and issues only inside its window. So
@@ -6,13 +9,18 @@
 //! A lease only hints which numbers are free, so that nobody takes one that is in use.
 //!
 //! In the store, `id/<space>` holds the agreed layout (`layout`) and one record for each worker number that was ever used;
-//! `id-hint/<space>` holds one leased entry for each number in use.
+//! `id-hint/<space>` holds one leased entry for each number in use. `id/segment` holds the counter of each segment.
 
+mod ascending;
 mod clock;
+mod counter;
 mod generator;
 mod layout;
 mod list;
+mod segment;
 mod space;
+mod ulid;
+mod uuid7;
 mod window;
 
 use std::{fmt, str::FromStr};
@@ -23,9 +31,13 @@ use coact_core::{
 };
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use counter::{SegmentInfo, segments};
 pub use generator::{Generator, IdOptions, Ids};
 pub use layout::{Decoded, EPOCH_MS, Layout};
 pub use list::{WorkerInfo, workers};
+pub use segment::{Segment, SegmentOptions};
+pub use ulid::{Ulid, UlidGenerator};
+pub use uuid7::{Uuid7, Uuid7Generator};
 
 /// What unique ids need from an engine.
 pub const NEEDS: Needs = Needs {

@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 use super::{EPOCH_MS, Layout, clock::Clock};
 use crate::backoff::{Backoff, is_retryable};
 
+/// The dir `id/segment` holds the counters of segments, so no space has this name.
+pub(super) const SEGMENT_SPACE: &str = "segment";
+
 /// The names of an id space.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
@@ -34,6 +37,9 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(realm: &Realm, space: &str) -> Result<Self> {
+        if space == SEGMENT_SPACE {
+            return Err(Error::invalid("id space segment is not allowed: segments have their counters there"));
+        }
         let records = Dir::new(realm, &format!("id/{space}"))?;
         let hints = Dir::new(realm, &format!("id-hint/{space}"))?;
         let layout = records.key("layout")?;
@@ -126,7 +132,7 @@ fn worker_of(entry: &Entry) -> Result<u32> {
     })
 }
 
-fn parse<'a, T: Deserialize<'a>>(entry: &'a Entry) -> Result<T> {
+pub(super) fn parse<'a, T: Deserialize<'a>>(entry: &'a Entry) -> Result<T> {
     serde_json::from_slice(&entry.value).map_err(|error| {
         Error::new(ErrorKind::Corrupt, format!("{} does not hold what the id block wrote", entry.key))
             .with_source(error)
@@ -148,7 +154,7 @@ fn adopt(claim: &mut Claim, found: Option<Entry>) -> Result<bool> {
     Ok(true)
 }
 
-fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
+pub(super) fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
     serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
         Error::new(ErrorKind::Internal, "the value of an id entry could not be written").with_source(error)
     })
