@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use axum::{Json, extract::State};
 use coact_blocks::{
     Session, SessionOptions,
-    id::{self, Generator, Id, IdOptions, Layout},
+    id::{self, Generator, Id, IdOptions, Layout, Segment, SegmentOptions, UlidGenerator, Uuid7Generator},
 };
 use coact_core::{
     Error, ErrorKind,
+    env::Env,
     name::{Namespace, Realm},
 };
 use serde::{Deserialize, Serialize};
@@ -26,9 +27,13 @@ const IDS_MAX: usize = 10_000;
 /// How many spaces one node serves: each holds a worker number.
 const SPACES_MAX: usize = 64;
 
-/// The generators of this node, opened when they are first asked.
-#[derive(Default)]
-pub(super) struct Generators(Mutex<HashMap<Space, Open>>);
+/// The generators of this node; those that need the store are opened when they are first asked.
+pub(super) struct Generators {
+    snowflakes: Mutex<HashMap<Space, Open>>,
+    segments: Mutex<HashMap<Space, Segment>>,
+    ulids: UlidGenerator,
+    uuids: Uuid7Generator,
+}
 
 type Space = (Namespace, Realm, String);
 
@@ -47,6 +52,43 @@ pub(super) struct SpacePath {
     /// The space: ids are unique within it.
     #[param(example = "default")]
     space: String,
+}
+
+/// A counter of dense numbers.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct SegmentPath {
+    /// The namespace.
+    #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
+    namespace: String,
+    /// The counter, for example of a table.
+    #[param(example = "invoice")]
+    tag: String,
+}
+
+/// What to make.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct SortablePath {
+    /// `ulid` or `uuid7`.
+    #[param(value_type = String, example = "uuid7")]
+    kind: Sortable,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Sortable {
+    Ulid,
+    Uuid7,
+}
+
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CountQuery {
+    /// How many; 1 by default, at most 10000.
+    #[param(minimum = 1, maximum = 10000)]
+    n: Option<usize>,
 }
 
 /// An id.
@@ -134,16 +176,64 @@ pub(super) async fn next(
 ) -> Result<Json<IdsView>, Problem> {
     let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
     store.allow(Block::Id, Verb::Write, &path.space)?;
-    let count = match query.n.unwrap_or(1) {
-        count @ 1..=IDS_MAX => count,
-        other => return Err(invalid(format!("n {other} is not allowed: use 1 to {IDS_MAX}"))),
-    };
-    let generator = api.0.generators.get(store, path.space).await?;
+    let count = count(query.n)?;
+    let generator = api.0.generators.snowflake(store, path.space).await?;
     let mut ids = Vec::with_capacity(count);
     while ids.len() < count {
         ids.extend(generator.next_n(count - ids.len()).await?.map(|id| id.to_string()));
     }
     Ok(Json(IdsView { ids }))
+}
+
+/// Get dense numbers, for the keys of a table: 1, 2, 3, … with gaps only after a crash or a lost answer.
+#[utoipa::path(
+    post, path = "/v1/{namespace}/segments/{tag}/next", operation_id = "id_next_dense", tag = "id",
+    params(SegmentPath, NextQuery),
+    responses(
+        (status = 200, description = "Numbers that nobody else gets", body = IdsView),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn next_dense(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(path): Path<SegmentPath>,
+    Query(query): Query<NextQuery>,
+) -> Result<Json<IdsView>, Problem> {
+    let store = api.store(caller, &path.namespace, query.realm.as_deref())?;
+    store.allow(Block::Id, Verb::Write, &format!("segment/{}", path.tag))?;
+    let count = count(query.n)?;
+    let numbers = api.0.generators.segment(store, path.tag).await?.next_n(count).await?;
+    Ok(Json(IdsView { ids: numbers.iter().map(u64::to_string).collect() }))
+}
+
+/// Make ULIDs or UUIDs of version 7, without the store: later ones of this node are greater.
+#[utoipa::path(
+    post, path = "/v1/ids/{kind}", operation_id = "id_make", tag = "id", params(SortablePath, CountQuery),
+    responses(
+        (status = 200, description = "Ids, as far as randomness goes unique", body = IdsView),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn make(
+    State(api): State<Api>,
+    _caller: Caller,
+    Path(path): Path<SortablePath>,
+    Query(query): Query<CountQuery>,
+) -> Result<Json<IdsView>, Problem> {
+    let generators = &api.0.generators;
+    let next = || match path.kind {
+        Sortable::Ulid => generators.ulids.next().to_string(),
+        Sortable::Uuid7 => generators.uuids.next().to_string(),
+    };
+    Ok(Json(IdsView { ids: std::iter::repeat_with(next).take(count(query.n)?).collect() }))
+}
+
+fn count(n: Option<usize>) -> Result<usize, Problem> {
+    match n.unwrap_or(1) {
+        count @ 1..=IDS_MAX => Ok(count),
+        other => Err(invalid(format!("n {other} is not allowed: use 1 to {IDS_MAX}"))),
+    }
 }
 
 /// See which worker numbers are taken.
@@ -190,31 +280,63 @@ pub(super) async fn decode(
 }
 
 impl Generators {
-    async fn get(&self, store: Store, space: String) -> Result<Generator, Error> {
-        let mut open = self.0.lock().await;
-        let key = (store.namespace.clone(), store.realm.clone(), space.clone());
-        if let Some(known) = open.get(&key).filter(|known| known.session.is_alive()) {
+    pub(super) fn new(env: &Env) -> Self {
+        Self {
+            snowflakes: Mutex::default(),
+            segments: Mutex::default(),
+            ulids: UlidGenerator::new(env),
+            uuids: Uuid7Generator::new(env),
+        }
+    }
+
+    async fn snowflake(&self, store: Store, space: String) -> Result<Generator, Error> {
+        let mut open = self.snowflakes.lock().await;
+        let place = (store.namespace.clone(), store.realm.clone(), space.clone());
+        if let Some(known) = open.get(&place).filter(|known| known.session.is_alive()) {
             return Ok(known.generator.clone());
         }
-        if open.len() >= SPACES_MAX && !open.contains_key(&key) {
-            let message = format!("this node serves {SPACES_MAX} spaces of ids already: use one of them");
-            return Err(Error::new(ErrorKind::Exhausted, message));
-        }
+        ensure_room(&open, &place)?;
         store.kv.require(&id::NEEDS)?;
         let session = Session::open(&store.kv, SessionOptions::default()).await?;
         let options = IdOptions { realm: store.realm, space, ..IdOptions::default() };
         let generator = Generator::open(&session, options).await?;
-        open.insert(key, Open { generator: generator.clone(), session });
+        open.insert(place, Open { generator: generator.clone(), session });
         Ok(generator)
     }
 
-    /// Gives the worker numbers back.
+    async fn segment(&self, store: Store, tag: String) -> Result<Segment, Error> {
+        let mut open = self.segments.lock().await;
+        let place = (store.namespace.clone(), store.realm.clone(), tag.clone());
+        if let Some(known) = open.get(&place) {
+            return Ok(known.clone());
+        }
+        ensure_room(&open, &place)?;
+        let options = SegmentOptions { realm: store.realm, ..SegmentOptions::new(tag) };
+        let segment = Segment::open(&store.kv, options).await?;
+        open.insert(place, segment.clone());
+        Ok(segment)
+    }
+
+    /// Gives back what was taken and not issued.
     pub(super) async fn close(&self) {
-        for (space, open) in self.0.lock().await.drain() {
+        for (space, open) in self.snowflakes.lock().await.drain() {
             if let Err(error) = open.generator.close().await {
                 tracing::debug!(?space, %error, "a worker number was not given back");
             }
             let _ = open.session.close().await;
         }
+        for (space, segment) in self.segments.lock().await.drain() {
+            if let Err(error) = segment.close().await {
+                tracing::debug!(?space, %error, "numbers were not given back");
+            }
+        }
     }
+}
+
+fn ensure_room<T>(open: &HashMap<Space, T>, place: &Space) -> Result<(), Error> {
+    if open.len() < SPACES_MAX || open.contains_key(place) {
+        return Ok(());
+    }
+    let message = format!("this node issues ids of {SPACES_MAX} names already: use one of them");
+    Err(Error::new(ErrorKind::Exhausted, message))
 }

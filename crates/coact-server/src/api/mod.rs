@@ -62,10 +62,11 @@ impl fmt::Debug for Api {
 
 impl Api {
     pub(crate) fn new(node: Node, accepted: Accepted) -> Self {
+        let generators = id::Generators::new(node.env());
         Self(Arc::new(Inner {
             node,
             accepted,
-            generators: id::Generators::default(),
+            generators,
             directories: directory::Directories::default(),
             records: idempotency::Records::default(),
         }))
@@ -187,6 +188,8 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))
         .routes(routes!(id::next))
+        .routes(routes!(id::next_dense))
+        .routes(routes!(id::make))
         .routes(routes!(id::workers))
         .routes(routes!(id::decode))
         .split_for_parts();

@@ -181,6 +181,15 @@ async fn ids_are_strings_that_nobody_else_gets() {
     let workers = call(at, "GET", "/v1/main/ids/orders/workers", None).await.ok();
     assert_eq!(decoded["worker"], workers["workers"][0]["worker"]);
     assert!(workers["workers"][0]["used_by"].is_string());
+
+    let dense = async || call(at, "POST", "/v1/main/segments/invoice/next?n=3", None).await.ok()["ids"].clone();
+    assert_eq!((dense().await, dense().await), (json!(["1", "2", "3"]), json!(["4", "5", "6"])));
+    for (kind, length) in [("ulid", 26), ("uuid7", 36)] {
+        let made = call(at, "POST", &format!("/v1/ids/{kind}?n=100"), None).await.ok();
+        let made: Vec<_> = made["ids"].as_array().expect("ids").iter().map(|id| id.as_str().expect("text")).collect();
+        assert!(made.is_sorted() && made.iter().all(|id| id.len() == length), "{made:?}");
+    }
+    assert_eq!(call(at, "POST", "/v1/ids/guid", None).await.problem(400).0, "invalid");
 }
 
 #[tokio::test]

@@ -61,6 +61,8 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
         | "directory_undrain"
         | "directory_targets"
         | "id_next"
+        | "id_next_dense"
+        | "id_make"
         | "id_workers"
         | "id_decode" => ("", None),
         other => panic!("operation {other} is not in the matrix: say here what a valid request is"),
@@ -75,7 +77,7 @@ fn ticket() -> Value {
 const READS: [&str; 1] = ["lock_check"];
 
 /// Needs no permission beyond a token: it reads no data.
-const FREE: [&str; 1] = ["id_decode"];
+const FREE: [&str; 2] = ["id_decode", "id_make"];
 
 fn fill(path: &str) -> String {
     path.replace("{namespace}", "main")
@@ -85,6 +87,8 @@ fn fill(path: &str) -> String {
         .replace("{name}", "n")
         .replace("{service}", "web")
         .replace("{group}", "g")
+        .replace("{tag}", "t")
+        .replace("{kind}", "ulid")
 }
 
 async fn status(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> u16 {
