@@ -6,6 +6,7 @@ mod auth;
 mod bed;
 mod client;
 mod differential;
+mod dns;
 mod etcdctl;
 mod failure;
 mod limits;
