@@ -48,6 +48,7 @@
 
 mod api;
 pub mod auth;
+mod dns;
 mod grpc;
 mod http;
 mod lifecycle;
@@ -67,6 +68,7 @@ use coact_engine_embedded::{Config, Engine};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+pub use dns::{DEFAULT_DNS_PORT, DnsConfig};
 pub use tls::TlsConfig;
 
 use crate::{
@@ -101,6 +103,8 @@ pub struct ServerConfig {
     pub auth: AuthConfig,
     /// Whether connections are secret.
     pub tls: Option<TlsConfig>,
+    /// Whether it answers DNS.
+    pub dns: Option<DnsConfig>,
 }
 
 impl ServerConfig {
@@ -113,6 +117,7 @@ impl ServerConfig {
             accepted: Accepted::default(),
             auth: AuthConfig::default(),
             tls: None,
+            dns: None,
         }
     }
 }
@@ -168,6 +173,7 @@ impl Default for Limits {
 /// A running node. Dropping it closes its connections at once; [`shutdown`](Self::shutdown) is the polite way.
 pub struct Server {
     address: SocketAddr,
+    dns_address: Option<SocketAddr>,
     engine: Engine,
     lifecycle: Lifecycle,
     port: Arc<Port>,
@@ -186,10 +192,15 @@ impl Server {
     /// Safe: what was opened is closed again.
     pub async fn start(config: ServerConfig, env: Env) -> Result<Self> {
         refuse_open_network(&config)?;
+        config.dns.as_ref().map_or(Ok(()), DnsConfig::check)?;
         let tls = config.tls.as_ref().map(Tls::load).transpose()?;
         // The port first: a second node on it should fail before it touches the data.
         let listener = TcpListener::bind(config.listen).await.map_err(|error| cannot_listen(config.listen, error))?;
         let address = listener.local_addr().map_err(|error| cannot_listen(config.listen, error))?;
+        let dns = match &config.dns {
+            Some(dns) => Some((dns, bind_dns(dns.listen).await?)),
+            None => None,
+        };
         let engine = Engine::open(config.engine, env.clone()).await?;
 
         let lifecycle = Lifecycle::default();
@@ -198,16 +209,26 @@ impl Server {
         let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
         let node = Node::new(engine.clone(), auth, url, config.limits, lifecycle.signal());
         let port = Arc::new(Port::new(env.clone(), config.limits, tls, lifecycle.signal()));
+        let dns_address = dns.as_ref().map(|(_, listeners)| listeners.address());
+        if let Some((dns, listeners)) = dns {
+            let kv = engine.kv(dns.namespace.clone(), config.accepted.clone());
+            dns::serve(dns, &kv, listeners, lifecycle.signal(), metrics.clone())?;
+        }
         let api = Api::new(node.clone(), config.accepted);
         let router = http::router(node, api.clone(), metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));
         info!(%address, durability = %engine.config().durability, "the node serves");
-        Ok(Self { address, engine, lifecycle, port, api, shutdown_limit: config.limits.shutdown })
+        Ok(Self { address, dns_address, engine, lifecycle, port, api, shutdown_limit: config.limits.shutdown })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where it answers DNS.
+    pub fn dns_address(&self) -> Option<SocketAddr> {
+        self.dns_address
     }
 
     /// The engine behind it.
@@ -263,6 +284,10 @@ fn refuse_open_network(config: &ServerConfig) -> Result<()> {
              127.0.0.1:{port} and let others in through an SSH tunnel (ssh -L {port}:127.0.0.1:{port} HOST)"
         ),
     ))
+}
+
+async fn bind_dns(listen: SocketAddr) -> Result<dns::Listeners> {
+    dns::Listeners::bind(listen).await.map_err(|error| cannot_listen(listen, error))
 }
 
 fn cannot_listen(listen: SocketAddr, error: std::io::Error) -> Error {

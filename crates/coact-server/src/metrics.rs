@@ -3,6 +3,7 @@
 //! Names and labels are stable. The engine's numbers are read when they are asked for; gRPC calls are counted by one
 //! layer around all of them, so no handler can forget.
 
+mod grid;
 pub(crate) mod http;
 
 use std::{
@@ -105,11 +106,15 @@ pub(crate) async fn measure(
     response.map(|body| Body::new(Measured { body, call }))
 }
 
+/// What everything that counts holds.
+pub(crate) type SharedMetrics = Arc<Metrics>;
+
 /// What is counted about calls.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     methods: HashMap<&'static str, MethodMetrics>,
     routes: http::Routes,
+    dns: grid::Dns,
 }
 
 #[derive(Debug, Default)]
@@ -125,7 +130,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let method = |streaming| MethodMetrics { streaming, ..MethodMetrics::default() };
         let methods = METHODS.iter().map(|(name, streaming)| (*name, method(*streaming))).collect();
-        Self { methods, routes: http::Routes::default() }
+        Self { methods, routes: http::Routes::default(), dns: grid::Dns::default() }
     }
 }
 
@@ -157,6 +162,7 @@ impl Metrics {
         page.counter("coact_connections_refused_total", "Connections closed at the limit.", refused);
         self.render_calls(&mut page);
         self.routes.render(&mut page);
+        self.dns.render(&mut page);
         page.0
     }
 

@@ -23,7 +23,7 @@ pub(super) enum Kind {
 impl Kind {
     const ALL: [Self; 3] = [Self::Instance, Self::Health, Self::Drain];
 
-    fn prefix(self) -> &'static str {
+    pub(super) fn prefix(self) -> &'static str {
         match self {
             Self::Instance => "i:",
             Self::Health => "h:",

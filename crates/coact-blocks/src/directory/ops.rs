@@ -2,7 +2,7 @@
 
 use coact_core::{
     Error, ErrorKind, Result,
-    contract::kv::{Check, LeaseId, Revision, Txn, TxnOutcome, Write},
+    contract::kv::{Check, LeaseId, Order, Revision, Txn, TxnOutcome, Write},
     name::{Dir, Key},
 };
 
@@ -37,6 +37,20 @@ impl Directory {
         let dirs = self.kv().dirs(self.realm(), &format!("{DIR_PREFIX}{prefix}"), &after, limit).await?;
         let name = |dir: Dir| dir.path().strip_prefix(DIR_PREFIX).map(str::to_owned);
         Ok(dirs.into_iter().filter_map(name).collect())
+    }
+
+    /// Whether a service has an instance.
+    ///
+    /// # Errors
+    /// `Invalid` for a name that is no service; `Unavailable` if the store does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: reads have no effect.
+    pub async fn exists(&self, service: &str) -> Result<bool> {
+        let after = Kind::Instance.prefix().to_owned();
+        let page = self.kv().list(&self.dir_of(service)?, Order::Name { after }, 1).await?;
+        let is_instance = |name: &str| matches!(Kind::of(name), Some((Kind::Instance, _)));
+        Ok(page.entries.first().is_some_and(|entry| is_instance(entry.key.name())))
     }
 
     /// Reads a service from the store, complete as of the listing's revision.

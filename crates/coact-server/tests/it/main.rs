@@ -8,6 +8,7 @@ mod auth;
 mod bed;
 mod client;
 mod differential;
+mod dns;
 mod etcdctl;
 mod failure;
 mod limits;
