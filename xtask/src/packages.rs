@@ -9,9 +9,9 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::succeed;
+use crate::run::{root, succeed};
 
-const NEEDED: [&str; 3] = ["etcd-server", "etcd-client", "bind9-dnsutils"];
+const NEEDED: [&str; 6] = ["etcd-server", "etcd-client", "bind9-dnsutils", "curl", "prometheus", "python3-venv"];
 /// Debian asks this program whether a service may be started.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Its answer "no".
@@ -32,6 +32,24 @@ pub(crate) fn install_missing() -> Result<()> {
     let _no_services = NoServices::begin()?;
     succeed(apt_get().args(["update", "--quiet=2"]))?;
     succeed(apt_get().args(["install", "--quiet=2", "--yes", "--no-install-recommends"]).args(&missing))
+}
+
+/// A Python program that tests run, in an environment of its own, and where its version is pinned.
+const SCHEMATHESIS: &str = "schemathesis==4.32.5";
+
+/// Installs what is no Debian package, into the target directory.
+pub(crate) fn install_tools() -> Result<()> {
+    let place = root().join("target/tools/schemathesis");
+    // Written last, so that an installation that was cut off is begun anew.
+    let done = place.join("installed");
+    if fs::read_to_string(&done).is_ok_and(|version| version == SCHEMATHESIS) {
+        return Ok(());
+    }
+    println!("installing {SCHEMATHESIS}");
+    succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place))?;
+    let pip = place.join("bin/pip");
+    succeed(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]))?;
+    fs::write(&done, SCHEMATHESIS).with_context(|| format!("writing {}", done.display()))
 }
 
 fn is_installed(package: &str) -> bool {

@@ -16,6 +16,7 @@ use crate::{
 /// failure.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     packages::install_missing()?;
+    packages::install_tools()?;
     let mut command = cargo(&["test", "--locked"]);
     if !choose_packages(args) {
         command.arg("--workspace");

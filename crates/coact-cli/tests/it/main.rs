@@ -2,6 +2,7 @@
 
 mod auth;
 mod bad_input;
+mod clients;
 mod commands;
 mod locks;
 mod node;

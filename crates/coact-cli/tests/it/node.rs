@@ -55,6 +55,15 @@ impl Node {
         self.ready().await;
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Where its HTTP API is.
+    pub(crate) fn http(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.place.path()
     }
