@@ -46,7 +46,7 @@ pub(super) struct LockPath {
     #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     namespace: String,
     /// The name, percent-encoded.
-    #[param(example = "deploy", max_length = 110)]
+    #[param(example = "deploy")]
     name: String,
 }
 
