@@ -17,12 +17,19 @@
 //!
 //! The algorithm is the lock queue of Apache Curator and of etcd's `concurrency` package with one round trip less: the
 //! transaction that creates the entry also reads the one before it.
+//!
+//! What counts instead of excluding: a [`Latch`] opens once it was counted down, and a [`Barrier`] lets parties pass when
+//! all of them wait. A [`RateLimiter`] gives out at most so many permits in any window of a length.
 
 mod attempt;
+mod barrier;
 mod entry;
 mod guard;
+mod latch;
 mod list;
 mod mutex;
+mod rate;
+mod request;
 mod stats;
 
 use bytes::Bytes;
@@ -34,9 +41,12 @@ use coact_core::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use barrier::{Arrival, Barrier};
 pub use guard::Guard;
+pub use latch::Latch;
 pub use list::{Contender, LockInfo, list};
 pub use mutex::{Mode, Mutex, MutexOptions};
+pub use rate::{RateLimiter, RateOptions};
 pub(crate) use stats::Counters;
 pub use stats::Stats;
 

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod commands;
+mod ids;
 mod locks;
 mod node;
 mod tour;
