@@ -34,7 +34,7 @@ enum Command {
     /// Run a command under a lock; see who holds and who waits.
     #[command(subcommand)]
     Lock(cmd::lock::Lock),
-    /// Unique 64-bit ids.
+    /// Unique ids: 64-bit ones, dense numbers, ULIDs, UUIDs.
     #[command(subcommand)]
     Id(cmd::id::Id),
     /// Read, write and watch entries.

@@ -22,19 +22,26 @@
 //!
 //! The algorithm is the lock queue of Apache Curator and of etcd's `concurrency` package with one round trip less: the
 //! transaction that creates the entry also reads the one before it.
+//!
+//! What counts instead of excluding: a [`Latch`] opens once it was counted down, and a [`Barrier`] lets parties pass when
+//! all of them wait. A [`RateLimiter`] gives out at most so many permits in any window of a length.
 
 mod attempt;
 mod barging;
+mod barrier;
 mod claim;
 mod election;
 mod entry;
 mod held;
+mod latch;
 mod list;
 mod multi;
 mod mutex;
 mod observe;
 mod operation;
 mod permit;
+mod rate;
+mod request;
 mod rwlock;
 mod semaphore;
 mod shared;
@@ -49,11 +56,14 @@ use coact_core::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use barrier::{Arrival, Barrier};
 pub use election::{Election, Leader, Leadership, PROCLAIMED_BYTES_MAX, leader, observe};
+pub use latch::Latch;
 pub use list::{Contender, Inspection, LockInfo, inspect, list};
 pub use multi::{MultiGuard, acquire_all, acquire_all_within};
 pub use mutex::{Guard, Mode, Mutex, MutexOptions};
 pub use operation::Operation;
+pub use rate::{RateLimiter, RateOptions};
 pub use rwlock::{ReadGuard, RwLock, WriteGuard};
 pub use semaphore::{Permit, Semaphore};
 use shared::Lock;

@@ -1,15 +1,18 @@
 //! The blocks against an honest model of the Kv contract, with seeded randomness, steppable clocks and injected faults.
 
+mod barrier;
 mod directory;
 mod directory_protect;
 mod election;
 mod id;
+mod latch;
 mod lock;
 mod lock_chaos;
 mod lock_faults;
 mod model;
 mod multi;
 mod pick;
+mod rate;
 mod rwlock;
 mod segment;
 mod semaphore;
