@@ -44,10 +44,10 @@ const LIMIT_MIN: Duration = Duration::from_millis(500);
 pub(super) struct LockPath {
     /// The namespace.
     #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
-    namespace: String,
+    pub(super) namespace: String,
     /// The name, percent-encoded.
     #[param(example = "deploy")]
-    name: String,
+    pub(super) name: String,
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -589,7 +589,7 @@ impl Turn {
     }
 }
 
-async fn join(store: &Store, id: &str) -> Result<Session, Problem> {
+pub(super) async fn join(store: &Store, id: &str) -> Result<Session, Problem> {
     let known = session::find(store, id).await?;
     Ok(Session::join(&store.kv, known.lease, known.name).await?)
 }

@@ -9,6 +9,7 @@
 mod auth;
 mod changes;
 mod config;
+mod count;
 mod directory;
 mod docs;
 mod entry;
@@ -51,6 +52,7 @@ struct Inner {
     accepted: Accepted,
     generators: id::Generators,
     directories: directory::Directories,
+    limiters: count::Limiters,
     records: idempotency::Records,
 }
 
@@ -68,6 +70,7 @@ impl Api {
             accepted,
             generators,
             directories: directory::Directories::default(),
+            limiters: count::Limiters::default(),
             records: idempotency::Records::default(),
         }))
     }
@@ -104,6 +107,7 @@ impl Api {
     /// Ends what the API itself holds in the store.
     pub(crate) async fn close(&self) {
         self.0.generators.close().await;
+        self.0.limiters.close().await;
     }
 }
 
@@ -184,6 +188,11 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(lock::check))
         .routes(routes!(lock::release))
         .routes(routes!(lock::withdraw))
+        .routes(routes!(count::count_down))
+        .routes(routes!(count::wait_latch))
+        .routes(routes!(count::reset_latch))
+        .routes(routes!(count::wait_barrier))
+        .routes(routes!(count::acquire_rate))
         .routes(routes!(session::list, session::create))
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))

@@ -18,14 +18,17 @@ use super::{
 const LEASES: &[u8] = b".lease//";
 
 /// First segments of dirs, and the blocks that they belong to.
-const SEGMENTS: [(&str, Block); 13] = [
+const SEGMENTS: [(&str, Block); 16] = [
     ("lock", Block::Lock),
     ("rw", Block::Lock),
     ("semaphore", Block::Lock),
     ("election", Block::Lock),
     ("latch", Block::Lock),
+    ("latch-arrival", Block::Lock),
     ("barrier", Block::Lock),
+    ("barrier-party", Block::Lock),
     ("rate", Block::Lock),
+    ("rate-chunk", Block::Lock),
     ("directory", Block::Directory),
     ("config", Block::Config),
     ("config-history", Block::Config),

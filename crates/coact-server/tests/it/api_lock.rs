@@ -158,6 +158,42 @@ async fn observers_see_who_leads_and_what_it_says() {
 }
 
 #[tokio::test]
+async fn latches_barriers_and_rate_limits_count() {
+    let node = node().await;
+    let at = node.address();
+    let (one, two) = (session(at, "one").await, session(at, "two").await);
+    let latch = async |verb: &str, wait_ms: u64| {
+        let body = json!({"session": one, "count": 2, "wait_ms": wait_ms});
+        call(at, "POST", &format!("/v1/main/latches/start/{verb}"), Some(body)).await
+    };
+    assert_eq!(latch("wait", 0).await.ok(), json!({"open": false, "remaining": 2}));
+    assert_eq!(latch("count-down", 0).await.ok(), json!({"open": false, "remaining": 1}));
+    let (waited, _) = tokio::join!(latch("wait", 60_000), latch("count-down", 0));
+    assert_eq!(waited.ok(), json!({"open": true, "remaining": 0}));
+    assert_eq!(latch("reset", 0).await.status, 204);
+    assert_eq!(latch("wait", 0).await.ok()["open"], false);
+
+    let party = async |session: &str| {
+        let body = json!({"session": session, "parties": 2, "wait_ms": 60_000});
+        call(at, "POST", "/v1/main/barriers/meet/wait", Some(body)).await.ok()
+    };
+    let (a, b) = tokio::join!(party(&one), party(&two));
+    assert_eq!(a["generation"], b["generation"]);
+    assert_ne!((&a["index"], &a["leader"]), (&b["index"], &b["leader"]));
+    let alone = json!({"session": one, "parties": 2, "wait_ms": 1});
+    assert_eq!(call(at, "POST", "/v1/main/barriers/meet/wait", Some(alone)).await.problem(409).0, "conflict");
+
+    let take = async |n: u64, permits: u64| {
+        let body = json!({"permits": permits, "per_ms": 60_000, "chunk": 2, "n": n});
+        call(at, "POST", "/v1/main/rates/mail/acquire", Some(body)).await
+    };
+    let granted = [take(2, 4).await.status, take(1, 4).await.status, take(1, 4).await.status, take(1, 4).await.status];
+    assert_eq!(granted, [204, 204, 204, 429]);
+    assert_eq!(take(1, 6).await.problem(409).0, "conflict");
+    assert!(take(3, 4).await.problem(400).1.contains("use 1 to 2, the size of a chunk"));
+}
+
+#[tokio::test]
 async fn bad_requests_are_told_what_is_allowed() {
     let node = node().await;
     let at = node.address();

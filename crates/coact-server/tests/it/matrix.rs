@@ -24,6 +24,9 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
             ("", Some(json!({"permissions": [permission]})))
         }
         "lock_acquire" => ("", Some(json!({"session": "s"}))),
+        "lock_count_down" | "lock_wait_latch" | "lock_reset_latch" => ("", Some(json!({"session": "s", "count": 1}))),
+        "lock_wait_barrier" => ("", Some(json!({"session": "s", "parties": 1}))),
+        "lock_acquire_rate" => ("", Some(json!({"permits": 1, "per_ms": 1000, "chunk": 1}))),
         "lock_acquire_rw" => ("", Some(json!({"session": "s", "access": "read"}))),
         "lock_acquire_permit" => ("", Some(json!({"session": "s", "permits": 1}))),
         "lock_campaign" => ("", Some(json!({"session": "s"}))),
