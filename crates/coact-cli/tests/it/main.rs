@@ -3,6 +3,7 @@
 mod auth;
 mod bad_input;
 mod commands;
+mod faults;
 mod locks;
 mod node;
 mod tour;
