@@ -2,13 +2,27 @@
 
 use std::time::Duration;
 
-use coact::{KvHandle, Session, SessionOptions, lock::Mutex};
+use coact::{
+    KvHandle, Session, SessionOptions,
+    lock::{Election, Mutex, RwLock, Semaphore},
+};
 
 use crate::{
     floor::{GroupCommit, fdatasync},
     load::{Measured, closed_loop, print},
     peer::Peer,
 };
+
+/// Takes something and gives it back.
+macro_rules! pair {
+    ($lock:ident, $take:ident($($argument:expr)?), $give:ident()) => {{
+        let lock = $lock.clone();
+        async move {
+            let held = lock.$take($($argument)?).await.expect("it is granted");
+            held.$give().await.expect("it is given back");
+        }
+    }};
+}
 
 /// About what the log writes for an acquire, and for a release: the same bytes for bare group commit.
 const ACQUIRE_BYTES: usize = 170;
@@ -52,6 +66,45 @@ pub(crate) async fn run(time: Duration, only: Option<String>) {
         rows.push(contended(name, kv, 64, time).await);
     }
     print("the same lock for 64 clients, fair, durable", stores[stores.len() - 1].0, &rows);
+    for (name, kv) in &stores {
+        family(name, kv, time).await;
+    }
+}
+
+/// Every kind of lock on one store, uncontended and contended, beside the mutex.
+async fn family(store: &str, kv: &KvHandle, time: Duration) {
+    const MUTEX: &str = "mutex";
+    for (title, clients, own) in [("each client its own", 16, true), ("one for 16 clients", 16, false)] {
+        let session = Session::open(kv, SessionOptions::default()).await.expect("a session");
+        let name = |index: usize| if own { format!("family/{index}") } else { "family".to_owned() };
+        let mutex = closed_loop(MUTEX, clients, time, |index| {
+            let lock = Mutex::new(&session, &name(index)).expect("a lock");
+            move || pair!(lock, acquire(), release())
+        });
+        let mut rows = vec![mutex.await];
+        let read = closed_loop("rw-lock, read", clients, time, |index| {
+            let lock = RwLock::new(&session, &name(index)).expect("a lock");
+            move || pair!(lock, read(), release())
+        });
+        rows.push(read.await);
+        let write = closed_loop("rw-lock, write", clients, time, |index| {
+            let lock = RwLock::new(&session, &name(index)).expect("a lock");
+            move || pair!(lock, write(), release())
+        });
+        rows.push(write.await);
+        let permit = closed_loop("semaphore of 4", clients, time, |index| {
+            let lock = Semaphore::new(&session, &name(index), 4).expect("a semaphore");
+            move || pair!(lock, acquire(), release())
+        });
+        rows.push(permit.await);
+        let leadership = closed_loop("election", clients, time, |index| {
+            let lock = Election::new(&session, &name(index)).expect("an election");
+            move || pair!(lock, campaign("me"), resign())
+        });
+        rows.push(leadership.await);
+        print(&format!("{store}: locks of every kind, {title}"), MUTEX, &rows);
+        session.close().await.expect("the session ends");
+    }
 }
 
 fn ratio(rows: &[Measured], over: &str, under: &str) {

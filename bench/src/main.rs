@@ -1,6 +1,6 @@
 //! coact beside what a user would pick instead: one machine, one run, one table of ratios.
 //!
-//! `cargo xtask bench kv|lock|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
+//! `cargo xtask bench kv|lock|directory|http|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
 //! ratio of two rows of one run means something, and of three runs more. A crate of its own, so that nobody's tests
 //! build the peers.
 #![allow(
@@ -10,7 +10,9 @@
     reason = "a program that measures the real clock and prints"
 )]
 
+mod directory;
 mod floor;
+mod http;
 mod id;
 mod kv;
 mod load;
@@ -39,6 +41,10 @@ enum Part {
         #[arg(long, value_name = "URL")]
         at: Option<String>,
     },
+    /// Registrations, and how long until a watcher sees one.
+    Directory,
+    /// HTTP/JSON next to gRPC.
+    Http,
     /// Ids.
     Id,
     /// Opens the store of a million keys.
@@ -57,6 +63,8 @@ async fn main() {
     match bench.part {
         Part::Kv => kv::run(seconds).await,
         Part::Lock { at } => lock::run(seconds, at).await,
+        Part::Directory => directory::run(seconds).await,
+        Part::Http => http::run(seconds).await,
         Part::Id => id::run(seconds).await,
         Part::Open { .. } => {}
     }

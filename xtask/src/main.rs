@@ -34,7 +34,7 @@ enum Command {
     Tidy,
     /// Everything that must hold before a change lands
     Ci,
-    /// Measure coact beside what a user would pick instead: kv, lock or id
+    /// Measure coact beside what a user would pick instead: kv, lock, directory, http or id
     Bench {
         /// Passed on: the part, and its options
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]

@@ -4,6 +4,7 @@ mod auth;
 mod bad_input;
 mod clients;
 mod commands;
+mod faults;
 mod ids;
 mod locks;
 mod node;

@@ -1,6 +1,7 @@
 //! A node process of a test's own, and commands against it.
 
 use std::{
+    net::SocketAddr,
     path::Path,
     process::{Command, Output},
 };
@@ -50,7 +51,17 @@ impl Node {
 
     /// kill -9, and up again on the same data.
     pub(crate) async fn crash_and_restart(&mut self) {
+        self.crash();
+        self.restart().await;
+    }
+
+    /// kill -9.
+    pub(crate) fn crash(&mut self) {
         self.process.kill();
+    }
+
+    /// Up again after a [`crash`](Self::crash), on the same data and port.
+    pub(crate) async fn restart(&mut self) {
         self.process = Self::serve(self.place.path(), self.port);
         self.ready().await;
     }
@@ -62,6 +73,14 @@ impl Node {
     /// Where its HTTP API is.
     pub(crate) fn http(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    pub(crate) fn url(&self, namespace: &str) -> String {
+        format!("coact://{}/{namespace}", self.address())
     }
 
     pub(crate) fn path(&self) -> &Path {
