@@ -330,6 +330,8 @@ impl Core {
                 Some(Err(error)) => return Err(self.fenced_error(&error)),
                 None => last_failure = Some(Error::new(ErrorKind::Unavailable, "a renewal was not answered in time")),
             }
+            // The attempt took time of its own: no pause goes beyond the deadline.
+            let left = self.deadline.lock().saturating_duration_since(self.env().now());
             self.env().sleep(backoff.next_pause().min(left)).await;
         }
     }

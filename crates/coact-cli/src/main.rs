@@ -1,4 +1,4 @@
-//! `coact`: a node, locks, ids and key-values from the shell.
+//! `coact`: a node, and every block, from the shell.
 //!
 //! Data goes to stdout, everything else to stderr. Exit codes are stable: see [`exit`].
 
@@ -17,7 +17,7 @@ use crate::{
     output::{Format, Output},
 };
 
-/// Distributed-systems building blocks: a node, locks, ids and key-values.
+/// Distributed-systems building blocks: a node, locks, elections, services, configuration, ids, key-values.
 #[derive(Debug, Parser)]
 #[command(name = "coact", version, propagate_version = true, after_help = exit::HELP)]
 struct Cli {
@@ -34,6 +34,16 @@ enum Command {
     /// Run a command under a lock; see who holds and who waits.
     #[command(subcommand)]
     Lock(cmd::lock::Lock),
+    /// Run a command while leading an election.
+    Elect(cmd::elect::Elect),
+    /// See who leads.
+    Leader(cmd::elect::ShowLeader),
+    /// Services and their instances: register, find, watch, drain.
+    #[command(subcommand)]
+    Dir(cmd::dir::Dir),
+    /// Configuration entries, with versions and a way back.
+    #[command(subcommand)]
+    Config(cmd::config::Config),
     /// Unique ids: 64-bit ones, dense numbers, ULIDs, UUIDs.
     #[command(subcommand)]
     Id(cmd::id::Id),
@@ -137,6 +147,10 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Serve(serve) => serve.run().await,
         Command::Init(init) => init.run(),
         Command::Lock(lock) => lock.run().await,
+        Command::Elect(elect) => elect.run().await,
+        Command::Leader(leader) => leader.run().await,
+        Command::Dir(dir) => dir.run().await,
+        Command::Config(config) => config.run().await,
         Command::Id(id) => id.run().await,
         Command::Kv(kv) => kv.run().await,
         Command::Token(token) => token.run().await,

@@ -1,24 +1,21 @@
 //! `coact lock`: run a command alone; see who holds and who waits.
 
-use std::{
-    io::IsTerminal as _,
-    os::unix::process::ExitStatusExt as _,
-    process::{ExitStatus, Stdio},
-    time::Duration,
-};
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use coact::{
-    Env, Error, ErrorKind, Result, Retry, Session, SessionOptions,
+    ErrorKind, Result, Retry, Session, SessionOptions,
     lock::{Guard, LockInfo, Mode, Mutex, MutexOptions},
 };
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::json;
-use tokio::process::{Child, Command};
 
 use crate::{
     Target,
-    cmd::{duration, serve::Signals},
+    cmd::{
+        child::{Running, default_label},
+        duration,
+        serve::Signals,
+    },
     exit::Exit,
     output,
 };
@@ -98,7 +95,11 @@ impl LockRun {
             session.close().await?;
             return Ok(Exit::NOT_IN_TIME);
         };
-        let exit = self.run_command(&guard, &mut signals).await?;
+        let environment = [("COACT_FENCING_TOKEN", guard.token().to_string()), ("COACT_LOCK", self.name.clone())];
+        let exit = match Running::start(&self.command, &environment, self.grace) {
+            Ok(running) => running.until_lost(&format!("lock {}", self.name), guard.lost(), &mut signals).await?,
+            Err(exit) => exit,
+        };
         if exit != Exit::LOST {
             guard.release().await?;
             session.close().await?;
@@ -118,87 +119,6 @@ impl LockRun {
             },
         }
     }
-
-    async fn run_command(&self, guard: &Guard, signals: &mut Signals) -> Result<Exit> {
-        let mut child = match self.spawn(guard) {
-            Ok(child) => child,
-            Err(error) => {
-                output::complain(&format!("{} cannot be run: {error}", self.command[0].to_string_lossy()));
-                let absent = error.kind() == std::io::ErrorKind::NotFound;
-                return Ok(if absent { Exit::NO_COMMAND } else { Exit::CANNOT_RUN });
-            }
-        };
-        let child_signals = ChildSignals { id: child.id(), group: own_group() };
-        loop {
-            tokio::select! {
-                status = child.wait() => return Ok(exit_of(status.map_err(cannot_wait)?)),
-                error = guard.lost() => {
-                    output::complain(&format!("lock {} is lost, ending the command: {error}", self.name));
-                    self.end(&mut child, &child_signals).await?;
-                    return Ok(Exit::LOST);
-                }
-                () = signals.first() => child_signals.send(Signal::TERM),
-            }
-        }
-    }
-
-    fn spawn(&self, guard: &Guard) -> std::io::Result<Child> {
-        let mut command = Command::new(&self.command[0]);
-        command
-            .args(&self.command[1..])
-            .env("COACT_FENCING_TOKEN", guard.token().to_string())
-            .env("COACT_LOCK", &self.name)
-            .stdin(Stdio::inherit());
-        if own_group() {
-            command.process_group(0);
-        }
-        command.spawn()
-    }
-
-    /// SIGTERM, then SIGKILL: the command must not outlive the lock by more than the grace.
-    async fn end(&self, child: &mut Child, signals: &ChildSignals) -> Result<()> {
-        signals.send(Signal::TERM);
-        if Env::real().timeout(self.grace, child.wait()).await.is_none() {
-            signals.send(Signal::KILL);
-            child.wait().await.map_err(cannot_wait)?;
-        }
-        // What the command had started may have ignored the polite one.
-        signals.send(Signal::KILL);
-        Ok(())
-    }
-}
-
-/// A command at a terminal stays in its group, so that it can read from it; elsewhere it gets one of its own, so that
-/// what it starts is signalled with it.
-fn own_group() -> bool {
-    !std::io::stdin().is_terminal()
-}
-
-struct ChildSignals {
-    id: Option<u32>,
-    group: bool,
-}
-
-impl ChildSignals {
-    fn send(&self, signal: Signal) {
-        let Some(id) = self.id.and_then(|id| Pid::from_raw(id as i32)) else { return };
-        // It may have ended meanwhile.
-        let _ = if self.group { kill_process_group(id, signal) } else { kill_process(id, signal) };
-    }
-}
-
-fn exit_of(status: ExitStatus) -> Exit {
-    let code = status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0));
-    Exit(u8::try_from(code).unwrap_or(1))
-}
-
-fn cannot_wait(error: std::io::Error) -> Error {
-    Error::new(ErrorKind::Internal, "the command cannot be waited for").with_source(error)
-}
-
-fn default_label() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host}:{}", std::process::id())
 }
 
 async fn list(prefix: &str, target: &Target) -> Result<Exit> {

@@ -1,6 +1,10 @@
 //! The commands, one file each.
 
+pub(crate) mod child;
+pub(crate) mod config;
 pub(crate) mod context;
+pub(crate) mod dir;
+pub(crate) mod elect;
 pub(crate) mod explain;
 pub(crate) mod id;
 pub(crate) mod init;
