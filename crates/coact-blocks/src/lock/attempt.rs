@@ -60,6 +60,7 @@ impl Attempt {
         }
         let mut backoff = self.claim.core().backoff();
         while let Place::Behind(before) = place {
+            self.claim.waits();
             let wake = self.claim.wait_for(&before, &mut backoff).await?;
             if self.claim.core().env().planted(PlantedBug::SkipReverify) {
                 break;

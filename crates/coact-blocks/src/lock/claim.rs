@@ -26,6 +26,8 @@ pub(super) struct Claim {
     /// When our entry was created, once that is known.
     pub(super) created: Option<Revision>,
     operation: Operation,
+    /// Whether an earlier call with our operation may have been granted the entry that we took over.
+    may_be_granted: bool,
     /// Whether a request to create it got no answer.
     unanswered: bool,
     /// The request that waits for its answer. Dropping it would leave unknown what it did, so [`Drop`] hands it over.
@@ -76,7 +78,15 @@ impl Claim {
 
     fn new(lock: &Arc<Lock>, key: Key, operation: Operation, holder: Holder) -> Result<Self> {
         let entry = OwnEntry::new(&lock.session, key, holder)?;
-        Ok(Self { lock: lock.clone(), entry, created: None, operation, unanswered: false, flight: None })
+        Ok(Self {
+            lock: lock.clone(),
+            entry,
+            created: None,
+            operation,
+            may_be_granted: false,
+            unanswered: false,
+            flight: None,
+        })
     }
 
     /// Creates the entry, with these checks, reads and further writes, asking again for as long as the session lives.
@@ -113,13 +123,15 @@ impl Claim {
     /// Takes over the entry that an earlier request or call with our operation created; `false` if it went away.
     ///
     /// A call that was dropped may be about to withdraw it. So it is rewritten as this call's, and only what is of its own
-    /// call is withdrawn.
+    /// call is withdrawn. But as long as it may have been granted to the earlier call, it is left alone when this one is
+    /// dropped: whoever has the ticket keeps it.
     async fn adopt(&mut self, mut found: Entry) -> Result<bool> {
         if found.lease != Some(self.entry.lease) {
             return Err(self.other_session(&found));
         }
         let mut backoff = self.core().backoff();
         while !self.entry.is_of_this_call(&found) {
+            self.may_be_granted = true;
             let holder = Holder { call: self.entry.holder.call.clone(), ..Holder::from_entry(&found) };
             let txn = Txn {
                 checks: vec![Check::ModifiedAt(self.entry.key.clone(), found.modified)],
@@ -129,7 +141,10 @@ impl Claim {
             match self.send(txn).await {
                 Ok(TxnOutcome::Committed { .. }) => break,
                 Ok(TxnOutcome::Refused { found: Some(now), .. }) if self.entry.is(&now) => found = now,
-                Ok(TxnOutcome::Refused { .. }) => return Ok(false),
+                Ok(TxnOutcome::Refused { .. }) => {
+                    self.may_be_granted = false;
+                    return Ok(false);
+                }
                 Err(error) => self.after_failure(error, &mut backoff).await?,
             }
         }
@@ -156,6 +171,11 @@ impl Claim {
     /// When our entry was created, for what comes after that.
     pub(super) fn created(&self) -> Result<Revision> {
         self.created.ok_or_else(|| Error::new(ErrorKind::Internal, "an acquire goes on without an entry"))
+    }
+
+    /// Notes that our entry was seen to wait: nobody has a grant of it.
+    pub(super) fn waits(&mut self) {
+        self.may_be_granted = false;
     }
 
     /// Notes that the store was seen without our entry, and says so.
@@ -273,6 +293,9 @@ fn call_of(lock: &Lock, request: &Request) -> Option<String> {
 
 impl Drop for Claim {
     fn drop(&mut self) {
+        if self.may_be_granted {
+            return;
+        }
         let (entry, created, unanswered) = (self.entry.clone(), self.created, self.unanswered);
         if let Some(flight) = self.flight.take() {
             let core = self.core().clone();

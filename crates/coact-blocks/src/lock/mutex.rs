@@ -125,7 +125,9 @@ impl Mutex {
     /// operation in the same session finds the same entry and returns the same grant, for a caller that may have missed
     /// the answer. Releasing or dropping one of its guards releases it; usually both are [detached](Guard::detach).
     ///
-    /// The last call owns the entry: an earlier one that is dropped while it waits withdraws only what is its own.
+    /// A call that is dropped withdraws its entry, unless a later call with the same operation has found it, or it may have
+    /// been granted to an earlier one. Make one call after the other: of two at a time, one that is dropped in the moment
+    /// of the grant may take it from the other, whose ticket then is no longer held.
     ///
     /// # Errors
     /// `Conflict` if it was not granted in time, or if the operation is another session's; otherwise as

@@ -87,6 +87,7 @@ impl PermitAttempt {
                 place = self.look().await?;
                 continue;
             }
+            self.claim.waits();
             self.say(false, None).await?;
             let wake = self.wait_at(&place, &mut backoff).await?;
             if self.claim.core().env().planted(PlantedBug::SkipReverify) {

@@ -1,19 +1,21 @@
 //! Leader election.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use coact_blocks::{
-    Session,
-    lock::{Election, Leader},
+    Session, SessionOptions,
+    lock::{Election, Leader, Leadership},
 };
 use coact_core::{
     ErrorKind, Result,
     contract::kv::{Txn, Write},
+    env::{Env, PlantedBug},
 };
 use futures::{Stream, StreamExt};
 
 use crate::{
     lock::key,
+    lock_chaos::random_fates,
     lock_faults::nth_txn,
     model::{Fate, Model, Request},
     world::{Process, cancel_after, pass, start},
@@ -126,7 +128,7 @@ async fn leadership_ends_at_the_local_deadline_though_nobody_answers() {
     next.check().await.expect("leads");
 }
 
-type Values = std::sync::Arc<parking_lot::Mutex<Vec<Option<String>>>>;
+type Values = Arc<parking_lot::Mutex<Vec<Option<String>>>>;
 
 /// Collects what an observer sees.
 fn collect(stream: impl Stream<Item = Result<Option<Leader>>> + Send + 'static) -> Values {
@@ -250,6 +252,118 @@ async fn a_campaign_dropped_after_any_number_of_polls_leaves_no_candidate() {
             polls += 1;
         }
         assert!(polls > 2, "{polls} polls only");
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    leading: usize,
+    elected: usize,
+    observed: usize,
+    last_token: u64,
+    violations: Vec<String>,
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_leads_at_a_time_and_observers_see_them_in_order_whatever_happens_to_the_requests() {
+    let (mut elected, mut observed) = (0, 0);
+    for seed in 0..25 {
+        let seen = chaos(seed, &[]).await;
+        assert_eq!(seen.violations, [""; 0], "seed {seed}");
+        elected += seen.elected;
+        observed += seen.observed;
+    }
+    assert!(elected > 25 * 10 && observed > elected / 2, "{elected} elected, {observed} observed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oracle_catches_the_planted_bug() {
+    let mut seed = 0;
+    while chaos(seed, &[PlantedBug::SkipReverify]).await.violations.is_empty() {
+        seed += 1;
+        assert!(seed < 25, "SkipReverify was not caught in 25 seeds");
+    }
+}
+
+async fn chaos(seed: u64, planted: &[PlantedBug]) -> Seen {
+    let model = Model::new();
+    let seen = Arc::new(parking_lot::Mutex::new(Seen::default()));
+    let mut candidates = Vec::new();
+    for number in 0..4 {
+        let process = Process::start_with(&model, seed * 100 + number, planted);
+        process.faults.lock().fate = Some(random_fates(process.env().clone()));
+        process.faults.lock().latency = Duration::from_millis(1 + number);
+        candidates.push(start(run_again_and_again(process, seen.clone())));
+    }
+    let observer = Process::start(&model, seed * 100 + 99);
+    let session = observer.session().await;
+    observer.faults.lock().fate = Some(random_fates(observer.env().clone()));
+    let observing = start(observe_tokens(election(&session).observe(), seen.clone()));
+    for candidate in candidates {
+        candidate.await.unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
+    }
+    observing.abort();
+    std::mem::take(&mut *seen.lock())
+}
+
+async fn run_again_and_again(process: Process, seen: Arc<parking_lot::Mutex<Seen>>) {
+    let env = process.env().clone();
+    let end = env.now() + Duration::from_secs(120);
+    while env.now() < end {
+        let options = SessionOptions { ttl: Duration::from_secs(5), name: None };
+        let opened = env.timeout(Duration::from_secs(5), Session::open(&process.kv, options)).await;
+        let Some(Ok(session)) = opened else {
+            pass(0.1).await;
+            continue;
+        };
+        while session.is_alive() && env.now() < end {
+            let patience = env.random_duration(Duration::from_secs(20));
+            if let Ok(leadership) = election(&session).campaign_within("0", patience).await
+                && leadership.is_leader()
+            {
+                lead(&leadership, &seen, &env).await;
+            }
+        }
+    }
+}
+
+async fn lead(leadership: &Leadership, seen: &parking_lot::Mutex<Seen>, env: &Env) {
+    {
+        let seen = &mut *seen.lock();
+        seen.elected += 1;
+        seen.leading += 1;
+        if seen.leading > 1 || leadership.token() <= seen.last_token {
+            let (leading, last) = (seen.leading, seen.last_token);
+            seen.violations.push(format!("{leading} lead, {leadership:?} after {last}"));
+        }
+        seen.last_token = leadership.token();
+    }
+    let work = async {
+        for step in 1..4 {
+            let _ = leadership.proclaim(step.to_string()).await;
+            env.sleep(env.random_duration(Duration::from_millis(500))).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _ = leadership.lost() => {}
+    }
+    seen.lock().leading -= 1;
+}
+
+/// The leaders come in the order of their tokens, and each proclaims in its order.
+async fn observe_tokens(stream: impl Stream<Item = Result<Option<Leader>>>, seen: Arc<parking_lot::Mutex<Seen>>) {
+    let mut stream = std::pin::pin!(stream);
+    let mut last = (0, String::new());
+    while let Some(leader) = stream.next().await {
+        let Some(leader) = leader.expect("asked again") else { continue };
+        let seen = &mut *seen.lock();
+        let now = (leader.token, leader.value);
+        seen.observed += usize::from(now.0 > last.0);
+        if now <= last {
+            seen.violations.push(format!("{now:?} was observed after {last:?}"));
+        }
+        last = now;
     }
 }
 

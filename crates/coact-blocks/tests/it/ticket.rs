@@ -1,15 +1,16 @@
 //! The same operation asked twice, and grants that outlive their guards.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use coact_blocks::{
-    Session,
+    Session, SessionOptions,
     lock::{Election, Mutex, Operation, RwLock, Semaphore, Ticket, TicketKind},
 };
-use coact_core::{ErrorKind, Result, contract::kv::Entry, name::Realm};
+use coact_core::{ErrorKind, Result, contract::kv::Entry, env::Env, name::Realm};
 
 use crate::{
     lock::barging,
+    lock_chaos::random_fates,
     lock_faults::nth_txn,
     model::{Fate, Model, Request},
     world::{Process, cancel_after, pass, start},
@@ -129,6 +130,29 @@ async fn a_call_that_is_dropped_at_any_poll_never_takes_the_grant_from_the_next_
 }
 
 #[tokio::test(start_paused = true)]
+async fn asking_again_for_what_was_granted_never_takes_it_away() {
+    for kind in KINDS {
+        let mut polls = 0;
+        loop {
+            let model = Model::new();
+            let process = Process::start(&model, 1);
+            let session = process.session().await;
+            let ticket = acquire_as(kind, &session, operation("order 17")).await.expect("free");
+            process.faults.lock().latency = Duration::from_millis(2);
+            let again = cancel_after(polls, acquire_as(kind, &session, operation("order 17"))).await;
+            pass(1.0).await;
+            ticket.check(&process.kv).await.unwrap_or_else(|lost_it| panic!("{kind:?}, {polls} polls: {lost_it}"));
+            if let Some(again) = again {
+                assert_eq!(again.expect("the same"), ticket);
+                break;
+            }
+            polls += 1;
+        }
+        assert!(polls > 3, "{polls} polls only");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_is_dropped_while_it_waits_leaves_nothing() {
     for kind in KINDS {
         let model = Model::new();
@@ -220,4 +244,106 @@ fn tickets_and_operations_are_checked() {
     assert_eq!(rebuild(TicketKind::Downgraded, "job", 1).expect_err("unknown entry").kind(), ErrorKind::Invalid);
     let secret = r#"{"kind":"mutex","realm":"main","name":"../x","operation":"config","token":1,"created":1}"#;
     assert!(serde_json::from_str::<Ticket>(secret).is_err(), "a ticket names an operation, never any key");
+}
+
+#[derive(Default)]
+struct Seen {
+    inside: usize,
+    grants: usize,
+    repeated: usize,
+    last_token: u64,
+    violations: Vec<String>,
+}
+
+/// Callers that lose patience and ask again with the same operation, on connections that lose requests and answers.
+#[tokio::test(start_paused = true)]
+async fn callers_that_ask_again_and_again_exclude_each_other() {
+    for kind in [TicketKind::Mutex, TicketKind::BargingMutex, TicketKind::Write, TicketKind::Permit] {
+        let (mut grants, mut repeated) = (0, 0);
+        for seed in 0..12 {
+            let model = Model::new();
+            let seen = Arc::new(parking_lot::Mutex::new(Seen::default()));
+            let mut callers = Vec::new();
+            for number in 0..4 {
+                let process = Process::start(&model, seed * 100 + number);
+                process.faults.lock().fate = Some(random_fates(process.env().clone()));
+                process.faults.lock().latency = Duration::from_millis(1 + number);
+                callers.push(start(call_again_and_again(kind, process, number, seen.clone())));
+            }
+            for caller in callers {
+                caller.await.unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
+            }
+            let seen = seen.lock();
+            assert_eq!(seen.violations, [""; 0], "{kind:?}, seed {seed}");
+            grants += seen.grants;
+            repeated += seen.repeated;
+        }
+        assert!(grants > 12 * 10 && repeated > 12, "{kind:?}: {grants} grants, {repeated} asked for again");
+    }
+}
+
+async fn call_again_and_again(kind: TicketKind, process: Process, number: u64, seen: Arc<parking_lot::Mutex<Seen>>) {
+    let env = process.env().clone();
+    let end = env.now() + Duration::from_secs(90);
+    let mut calls = 0;
+    while env.now() < end {
+        let options = SessionOptions { ttl: Duration::from_secs(5), name: None };
+        let opened = env.timeout(Duration::from_secs(5), Session::open(&process.kv, options)).await;
+        let Some(Ok(session)) = opened else {
+            pass(0.1).await;
+            continue;
+        };
+        while session.is_alive() && env.now() < end {
+            calls += 1;
+            let operation = operation(&format!("{number} calls {calls}"));
+            let mut asked = 0;
+            let ticket = loop {
+                asked += 1;
+                let patience = env.random_duration(Duration::from_secs(2));
+                match env.timeout(patience, acquire_as(kind, &session, operation)).await {
+                    Some(Ok(ticket)) => break Some(ticket),
+                    _ if asked > 5 || !session.is_alive() => break None,
+                    _ => {}
+                }
+            };
+            // What was granted to a call whose answer nobody heard is granted again.
+            let again = env.timeout(Duration::from_secs(2), acquire_as(kind, &session, operation)).await;
+            if let (Some(ticket), Some(Ok(again))) = (&ticket, &again)
+                && session.is_alive()
+            {
+                let mut seen = seen.lock();
+                seen.repeated += 1;
+                if ticket != again {
+                    seen.violations.push(format!("{ticket} was {again} the second time"));
+                }
+            }
+            let Some(ticket) = again.and_then(Result::ok).or(ticket) else { continue };
+            use_ticket(&ticket, &session, &seen, &env).await;
+            let released = ticket.release(&process.kv).await;
+            if released.is_err() {
+                // The session's end releases it.
+                break;
+            }
+        }
+    }
+}
+
+async fn use_ticket(ticket: &Ticket, session: &Session, seen: &parking_lot::Mutex<Seen>, env: &Env) {
+    if !session.is_alive() {
+        return;
+    }
+    {
+        let seen = &mut *seen.lock();
+        seen.grants += 1;
+        seen.inside += 1;
+        if seen.inside > 1 {
+            seen.violations.push(format!("{} hold it, one {ticket}", seen.inside));
+        }
+        if ticket.token <= seen.last_token {
+            seen.violations.push(format!("{ticket} was granted after {}", seen.last_token));
+        }
+        seen.last_token = ticket.token;
+    }
+    let _ = env.timeout(env.random_duration(Duration::from_secs(1)), session.lost()).await;
+    seen.lock().inside -= 1;
 }
