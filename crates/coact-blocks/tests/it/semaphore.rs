@@ -186,6 +186,28 @@ async fn after_a_change_to_fewer_holders_stay_and_nobody_follows_until_enough_ha
     assert_eq!(finished(&tasks), [true, true, true]);
 }
 
+/// The number falls after a waiter has seen that it may go on, and before it says so.
+#[tokio::test(start_paused = true)]
+async fn a_grant_on_its_way_is_refused_when_the_number_falls() {
+    let model = Model::new();
+    let (process, other) = (Process::start(&model, 1), Process::start(&model, 2));
+    let (session, holders) = (process.session().await, other.session().await);
+    let mut held = acquire(&holders, 2, 2).await;
+    let tasks = waiters(&session, 2, 1).await;
+    process.faults.lock().fate = Some(Box::new(|request| match request {
+        Request::Txn(txn) if !txn.writes.is_empty() => Fate::Slow(Duration::from_secs(1)),
+        _ => Fate::Arrives,
+    }));
+    held.remove(0).release().await.expect("held");
+    pass(0.5).await;
+    semaphore(&holders, 2).resize(1).await.expect("stored");
+    pass(5.0).await;
+    assert_eq!(finished(&tasks), [false], "one is held of one");
+    held.remove(0).release().await.expect("held");
+    pass(5.0).await;
+    assert_eq!(finished(&tasks), [true]);
+}
+
 /// Who has waited behind others when the number fell is granted as soon as enough have left, whoever left.
 #[tokio::test(start_paused = true)]
 async fn whoever_comes_after_a_change_to_fewer_waits_for_all_holders() {
