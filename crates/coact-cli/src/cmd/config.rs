@@ -56,7 +56,8 @@ pub(crate) enum Config {
         /// GROUP/KEY.
         setting: String,
         /// One of the history.
-        version: u64,
+        #[arg(value_name = "VERSION")]
+        to: u64,
         #[command(flatten)]
         target: Target,
     },
@@ -108,9 +109,9 @@ impl Config {
                 }
                 show(&target, versions);
             }
-            Self::Rollback { setting, version, target } => {
+            Self::Rollback { setting, to, target } => {
                 let (group, key) = split(&setting)?;
-                let version = open(&target).await?.rollback(group, key, version).await?;
+                let version = open(&target).await?.rollback(group, key, to).await?;
                 written(&target, version);
             }
             Self::Rm { setting, target } => {

@@ -4,6 +4,7 @@ mod auth;
 mod bad_input;
 mod clients;
 mod commands;
+mod coordination;
 mod faults;
 mod ids;
 mod locks;
