@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::succeed;
 
-const NEEDED: [&str; 2] = ["etcd-server", "etcd-client"];
+const NEEDED: [&str; 3] = ["etcd-server", "etcd-client", "faketime"];
 /// Debian asks this program whether a service may be started.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Its answer "no".

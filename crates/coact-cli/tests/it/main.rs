@@ -6,4 +6,5 @@ mod commands;
 mod faults;
 mod locks;
 mod node;
+mod scale;
 mod tour;
