@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{root, succeed};
 
-const NEEDED: [&str; 6] = ["etcd-server", "etcd-client", "bind9-dnsutils", "curl", "prometheus", "python3-venv"];
+const NEEDED: [&str; 7] =
+    ["etcd-server", "etcd-client", "bind9-dnsutils", "curl", "faketime", "prometheus", "python3-venv"];
 /// Debian asks this program whether a service may be started.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Its answer "no".

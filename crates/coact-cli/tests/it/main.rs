@@ -9,4 +9,5 @@ mod faults;
 mod ids;
 mod locks;
 mod node;
+mod scale;
 mod tour;

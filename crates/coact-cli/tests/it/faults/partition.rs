@@ -7,7 +7,7 @@ use coact::{
     kv::Txn,
     lock::{Election, Mutex},
 };
-use coact_blocks::directory::{Directory, DirectoryOptions, Instance, Mode, RegistrationState, Snapshot, State, Watch};
+use coact_blocks::directory::{Directory, DirectoryOptions, Instance, Mode, RegistrationState, Snapshot, Watch};
 use coact_testkit::{
     bed::{PATIENCE, wait_until},
     fault::{Direction, Proxy},
@@ -117,26 +117,36 @@ async fn until(watch: &mut Watch, what: &str, wish: impl FnMut(&Snapshot) -> boo
 }
 
 #[tokio::test]
-async fn a_parted_watcher_keeps_its_list_says_that_it_is_stale_and_catches_up() {
+async fn a_parted_watcher_keeps_its_list_and_catches_up() {
     let node = Node::start().await;
     let proxy = Proxy::start(node.address()).await.expect("a proxy");
     let near = coact::open(&node.url("main")).await.expect("the node answers");
     let near = Directory::open(&near, DirectoryOptions::default()).expect("valid");
     let far = coact::open(&url(&proxy, "main")).await.expect("the node answers");
     let far = Directory::open(&far, DirectoryOptions::default()).expect("valid");
-    let _a = near.register(instance("a", 1), Mode::Ephemeral).await.expect("a new id");
+    let a = near.register(instance("a", 1), Mode::Ephemeral).await.expect("a new id");
     let mut watch = far.watch("web").await.expect("it loads");
-    assert_eq!((ids(&watch.snapshot()), &watch.snapshot().state), (vec!["a"], &State::Fresh));
+    a.update(instance("a", 2)).await.expect("the node answers");
+    until(&mut watch, "changes arrive", |snapshot| port_of(snapshot, "a") == Some(2)).await;
 
-    proxy.cut();
-    let stale = until(&mut watch, "it is stale", |snapshot| matches!(snapshot.state, State::Stale { .. })).await;
-    assert_eq!(ids(&stale), ["a"], "silence says nothing about instances");
-    let _b = near.register(instance("b", 2), Mode::Ephemeral).await.expect("a new id");
-    assert_eq!(ids(&watch.snapshot()), ["a"]);
+    for (fault, port) in [(Fault::Cut, 3), (Fault::Silence, 4)] {
+        fault.begin(&proxy);
+        a.update(instance("a", port)).await.expect("the node answers");
+        let _b = near.register(instance("b", port), Mode::Ephemeral).await.expect("a new id");
+        assert_eq!(port_of(&watch.snapshot(), "a"), Some(port - 1), "{fault:?}: it shows what it knew");
+        proxy.mend();
+        let mut never_without_a = true;
+        until(&mut watch, "it caught up", |snapshot| {
+            never_without_a &= ids(snapshot).contains(&"a");
+            port_of(snapshot, "a") == Some(port) && port_of(snapshot, "b") == Some(port)
+        })
+        .await;
+        assert!(never_without_a, "{fault:?}: silence says nothing about instances");
+    }
+}
 
-    proxy.mend();
-    let fresh = until(&mut watch, "it is fresh", |snapshot| snapshot.state == State::Fresh).await;
-    assert_eq!(ids(&fresh), ["a", "b"]);
+fn port_of(snapshot: &Snapshot, id: &str) -> Option<u16> {
+    snapshot.get(id).map(|seen| seen.instance.port)
 }
 
 #[tokio::test]

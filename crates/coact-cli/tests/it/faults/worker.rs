@@ -1,6 +1,8 @@
 //! What a test starts as a process of its own: this test binary once more, with a task.
 
 use std::{
+    fs::File,
+    io::Write as _,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -9,6 +11,7 @@ use std::{
 use bytes::Bytes;
 use coact::{
     Env, ErrorKind, Key, KvHandle, Realm, Result, Session, SessionOptions,
+    id::{Generator, IdOptions},
     kv::{Txn, TxnOutcome, Write},
     lock::{Election, Guard, Leadership, Mutex, Permit, RwLock, Semaphore, WriteGuard},
 };
@@ -17,7 +20,7 @@ use coact_testkit::bed::{PATIENCE, ServerProcess, wait_until};
 use rustix::process::{Signal, set_parent_process_death_signal};
 use serde::{Deserialize, Serialize};
 
-use super::journal::Journal;
+use super::{crowd, journal::Journal};
 
 const TASK: &str = "COACT_FAULTS_TASK";
 
@@ -38,6 +41,10 @@ pub(super) enum Work {
     Hold(Block),
     /// Keep an instance registered until the sign.
     Register,
+    /// Make ids until the sign.
+    Ids,
+    /// Take and return permits and read and write locks until the sign.
+    Crowd,
 }
 
 /// What can be held by one at a time.
@@ -61,6 +68,13 @@ pub(super) struct Worker {
 }
 
 impl Worker {
+    /// The ids that it has made so far.
+    pub(super) fn ids(&self) -> Vec<u64> {
+        let text = std::fs::read_to_string(self.task.ids_file()).unwrap_or_default();
+        // The last line of a process that was killed may be half.
+        text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')?.parse().ok()).collect()
+    }
+
     pub(super) fn start(task: Task) -> Self {
         Self::start_with(task, &[])
     }
@@ -106,10 +120,25 @@ impl Task {
         journal(&self.place)
     }
 
+    pub(super) fn is_to_go_on(&self) -> bool {
+        self.sign().exists()
+    }
+
+    /// Waits, and shows meanwhile that it is alive, and what time it believes it is.
     async fn until_sign(&self) {
-        wait_until(&Env::real(), "the sign to go on", 2 * PATIENCE, async || self.sign().exists())
-            .await
-            .expect("in time");
+        let journal = self.journal();
+        let env = Env::real();
+        wait_until(&env, "the sign to go on", 2 * PATIENCE, async || {
+            journal.note(&self.who, "beat", env.wall_ms());
+            self.is_to_go_on()
+        })
+        .await
+        .expect("in time");
+    }
+
+    /// Where the ids go that it makes.
+    fn ids_file(&self) -> PathBuf {
+        self.place.join(format!("{}.ids", self.who))
     }
 }
 
@@ -129,11 +158,13 @@ async fn at_work() {
     match task.work {
         Work::Hold(block) => hold(&task, &kv, block).await.expect("the work is done"),
         Work::Register => register(&task, &kv).await.expect("the work is done"),
+        Work::Ids => make_ids(&task, &kv).await.expect("the work is done"),
+        Work::Crowd => crowd::work(&task, &kv).await.expect("the work is done"),
     }
     task.journal().note(&task.who, "ended", 0);
 }
 
-async fn session(task: &Task, kv: &KvHandle) -> Result<Session> {
+pub(super) async fn session(task: &Task, kv: &KvHandle) -> Result<Session> {
     Session::open(kv, SessionOptions { ttl: task.ttl, name: Some(task.who.clone()) }).await
 }
 
@@ -142,9 +173,18 @@ async fn hold(task: &Task, kv: &KvHandle, block: Block) -> Result<()> {
     let session = session(task, kv).await?;
     journal.note(who, "asks", 0);
     let held = Held::acquire(&session, block).await?;
+    journal.note(who, "granted-at", uptime());
     journal.note(who, "granted", held.token());
     write(task, kv, &held).await?;
-    task.until_sign().await;
+    tokio::select! {
+        biased;
+        () = task.until_sign() => {}
+        _ = held.lost() => {
+            journal.note(who, "trusted-until", session_end(&session));
+            journal.note(who, "notices", held.token());
+            task.until_sign().await;
+        }
+    }
     // It asks nobody whether it still holds: so does a process that was stopped between its check and its write.
     if write(task, kv, &held).await? {
         held.release().await?;
@@ -191,6 +231,34 @@ async fn register(task: &Task, kv: &KvHandle) -> Result<()> {
     task.journal().note(&task.who, "registered", 0);
     task.until_sign().await;
     registration.deregister().await
+}
+
+async fn make_ids(task: &Task, kv: &KvHandle) -> Result<()> {
+    const AT_ONCE: usize = 20;
+    let env = Env::real();
+    let mut file = File::options().create(true).append(true).open(task.ids_file()).expect("a file");
+    let generator = Generator::open(&session(task, kv).await?, IdOptions::default()).await?;
+    while !task.is_to_go_on() {
+        let ids = generator.next_n(AT_ONCE).await?;
+        let lines: String = ids.map(|id| format!("{id}\n")).collect();
+        file.write_all(lines.as_bytes()).expect("it is written");
+        task.journal().note(&task.who, "beat", env.wall_ms());
+        env.sleep(Duration::from_millis(10)).await;
+    }
+    generator.close().await
+}
+
+/// Hundredths of a second since the machine started: a clock that all processes share, and nothing fakes.
+fn uptime() -> u64 {
+    let text = std::fs::read_to_string("/proc/uptime").expect("Linux");
+    let seconds = text.split(' ').next().expect("a number");
+    seconds.replace('.', "").parse().expect("a number with two decimals")
+}
+
+/// Until when the session trusted its lease, on the clock of [`uptime`].
+fn session_end(session: &Session) -> u64 {
+    let passed = Env::real().now().saturating_duration_since(session.deadline());
+    uptime() - passed.as_millis() as u64 / 10
 }
 
 /// A guard of any kind.
