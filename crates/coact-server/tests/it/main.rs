@@ -13,6 +13,7 @@ mod limits;
 mod matrix;
 mod pages;
 mod shutdown;
+mod slow;
 mod tls;
 mod turns;
 mod watches;
