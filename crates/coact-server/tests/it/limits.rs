@@ -5,6 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use coact_core::{ErrorKind, env::Env};
 use coact_engine_embedded::Config;
 use coact_server::{Limits, Server, ServerConfig};
+use futures::StreamExt;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -91,6 +92,68 @@ async fn a_header_that_is_too_large_is_refused() {
     let text = answer(node.address(), request.as_bytes()).await;
     assert!(text.is_empty() || text.starts_with("HTTP/1.1 431"), "{text}");
     assert_eq!(bed::get(node.address(), "/healthz").await.0, 200, "the others go on");
+}
+
+#[tokio::test]
+async fn a_url_that_is_too_long_is_refused() {
+    let node = bed::node().await;
+    for length in [70 * 1024, 1024 * 1024] {
+        let request = format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(length));
+        let text = answer(node.address(), request.as_bytes()).await;
+        let refused = ["HTTP/1.1 414", "HTTP/1.1 431"].iter().any(|status| text.starts_with(status));
+        assert!(text.is_empty() || refused, "{length}: {text}");
+    }
+    assert_eq!(bed::get(node.address(), "/healthz").await.0, 200, "the others go on");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_refused_before_all_of_it_is_read() {
+    let limits = Limits { body_bytes: 1024, ..Limits::default() };
+    let node = bed::node_with(limits).await;
+    let put = |length: &str| {
+        format!(
+            "PUT /v1/main/kv/a%2Fb HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n\
+             {length}\r\n\r\n"
+        )
+    };
+    // Of what it announces little is sent: the answer does not wait for the rest.
+    let large = put("Content-Length: 1000000000000") + &"x".repeat(1025);
+    let text = answer(node.address(), large.as_bytes()).await;
+    assert!(text.starts_with("HTTP/1.1 413 "), "{text}");
+    let endless =
+        format!("{}{}", put("Transfer-Encoding: chunked"), "400\r\n".to_owned() + &"x".repeat(1024) + "\r\n1\r\nx\r\n");
+    let text = answer(node.address(), endless.as_bytes()).await;
+    assert!(text.starts_with("HTTP/1.1 413 "), "one that says no length: {text}");
+    let value = r#"{"value":"x"}"#;
+    let small = format!("{}{value}", put(&format!("Content-Length: {}", value.len())));
+    let text = answer(node.address(), small.as_bytes()).await;
+    assert!(text.starts_with("HTTP/1.1 20"), "control: {text}");
+}
+
+#[tokio::test]
+async fn a_crowd_past_the_limit_is_turned_away_and_the_first_go_on() {
+    const PLACES: u32 = 20;
+    let node = bed::node_with(Limits { connections: PLACES, ..Limits::default() }).await;
+    let mut first = Clients::connect(node.address()).await.expect("the first");
+    first.kv.range(get("k")).await.expect("it is served");
+    let mut crowd = Vec::new();
+    for _ in 0..10 * PLACES {
+        crowd.push(TcpStream::connect(node.address()).await.expect("the system accepts it"));
+    }
+    // One place is the first client's.
+    let turned_away = crowd.iter_mut().map(async |stream| stream.read(&mut [0]).await.map_or(true, |read| read == 0));
+    let mut turned_away = turned_away.map(Box::pin).collect::<futures::stream::FuturesUnordered<_>>();
+    for _ in 0..10 * PLACES - (PLACES - 1) {
+        assert_eq!(within("one is closed", turned_away.next()).await, Some(true));
+    }
+    first.kv.put(put("k", "v")).await.expect("the first goes on");
+    drop(turned_away);
+    drop(crowd);
+    eventually("there is room again", async || {
+        let Ok(mut next) = Clients::connect(node.address()).await else { return false };
+        next.kv.range(get("k")).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ mod limits;
 mod matrix;
 mod pages;
 mod shutdown;
+mod slow;
 mod tls;
 mod turns;
 mod watches;

@@ -28,6 +28,7 @@ use crate::{
     auth::{status, with},
     bed::{http_over, within},
     client::{get, put},
+    slow::Slow,
 };
 
 /// An authority, with a certificate for the node and one for a client, in files.
@@ -127,6 +128,21 @@ async fn both_protocols_are_spoken_on_one_port() {
     let mut kv = KvClient::new(pki.channel(node.address(), false).await.expect("a connection"));
     kv.put(put("a", "1")).await.expect("put");
     assert_eq!(kv.range(get("a")).await.expect("get").into_inner().kvs[0].value, "1");
+}
+
+#[tokio::test]
+async fn slow_handshakes_keep_nobody_waiting_and_are_ended() {
+    /// The start of a record with 512 bytes, the start of a hello.
+    const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+    let pki = Pki::new();
+    let node = pki.node(false).await;
+    let slow = Slow::connect(node.address(), HELLO, 0, 200).await;
+    let mut kv = KvClient::new(pki.channel(node.address(), false).await.expect("a connection"));
+    for _ in 0..50 {
+        within("a put", kv.put(put("a", "1"))).await.expect("put");
+    }
+    slow.all_closed().await;
+    kv.range(get("a")).await.expect("who agreed on keys goes on");
 }
 
 #[tokio::test]

@@ -89,7 +89,7 @@ async fn a_parted_holder(node: &Node, fault: Fault) {
     };
     fault.begin(&proxy);
     let ((granted_at, new_guard), (elected_at, new_leadership), (lost_at, why)) =
-        Box::pin(within("the next holder", async { tokio::join!(granted, elected, lost) })).await;
+        within("the next holder", Box::pin(async { tokio::join!(granted, elected, lost) })).await;
     assert!(lost_at < granted_at && lost_at < elected_at, "{fault:?}");
     assert!(old.deadline() < granted_at && old.deadline() < elected_at, "{fault:?}");
     assert_eq!((why.0.kind(), why.1.kind()), (ErrorKind::Fenced, ErrorKind::Fenced), "{fault:?}: {why:?}");
