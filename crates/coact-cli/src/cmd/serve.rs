@@ -8,7 +8,7 @@ use coact::{
     embedded::{Config, parse_durability},
     guarantees::Weakness,
 };
-use coact_server::{Server, ServerConfig};
+use coact_server::{DnsConfig, Server, ServerConfig};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{cmd::duration, exit::Exit, output::say};
@@ -35,6 +35,12 @@ pub(crate) struct Serve {
     /// Forget history older than this, however few revisions it is.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     history_age: Option<Duration>,
+    /// Answer DNS about services here, over UDP and TCP; only loopback addresses are allowed.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    dns: Option<SocketAddr>,
+    /// The domain that names in DNS end with, as in web.service.coact.
+    #[arg(long, default_value = "coact.", value_name = "DOMAIN", requires = "dns")]
+    dns_domain: String,
 }
 
 impl Serve {
@@ -52,8 +58,12 @@ impl Serve {
             // Asked for by name: what forgets is what was wanted.
             config.accepted = [Weakness::Volatile].into_iter().collect();
         }
+        config.dns = self.dns.map(|listen| DnsConfig { listen, domain: self.dns_domain, ..DnsConfig::default() });
         let server = Server::start(config, Env::real()).await?;
         greet(server.address(), &what, &how);
+        if let Some(address) = server.dns_address() {
+            say(&format!("  answers DNS on {address}"));
+        }
         signals.first().await;
         say("finishing what was asked; once more to end at once");
         tokio::select! {

@@ -4,6 +4,7 @@
 mod api;
 mod auth;
 mod bed;
+mod checks;
 mod client;
 mod differential;
 mod dns;
