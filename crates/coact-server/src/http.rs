@@ -184,9 +184,9 @@ impl Port {
     }
 }
 
-/// Runs what hyper wants to run beside a connection.
+/// Runs what hyper and tonic want to run beside a connection.
 #[derive(Clone)]
-struct Spawn(Env);
+pub(crate) struct Spawn(pub(crate) Env);
 
 impl<F> hyper::rt::Executor<F> for Spawn
 where

@@ -32,7 +32,11 @@
 //!
 //! What must never be: an answer before the engine has acknowledged; a buffer that grows with a slow client (a stream
 //! is polled by its connection, so a client that does not read stops only itself); a listener that the network can
-//! reach without both TLS and tokens.
+//! reach without both TLS and tokens, unless it is DNS, which has neither, and was asked for by name
+//! ([`DnsConfig::open`]).
+//!
+//! Beside the port, a node answers DNS on an address of its own ([`DnsConfig`]), and checks the health of instances
+//! ([`ChecksConfig`]).
 //!
 //! ```no_run
 //! # async fn example() -> coact_core::Result<()> {
@@ -48,6 +52,7 @@
 
 mod api;
 pub mod auth;
+mod checks;
 mod dns;
 mod grpc;
 mod http;
@@ -57,6 +62,7 @@ pub mod settings;
 mod tls;
 
 use std::{
+    collections::BTreeMap,
     fmt,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
@@ -68,12 +74,14 @@ use coact_engine_embedded::{Config, Engine};
 use tokio::net::TcpListener;
 use tracing::{info, warn};
 
+pub use checks::{ChecksConfig, Prefix};
 pub use dns::{DEFAULT_DNS_PORT, DnsConfig};
 pub use tls::TlsConfig;
 
 use crate::{
     api::Api,
     auth::{Auth, AuthConfig},
+    checks::Checks,
     grpc::Node,
     http::Port,
     lifecycle::Lifecycle,
@@ -105,6 +113,10 @@ pub struct ServerConfig {
     pub tls: Option<TlsConfig>,
     /// Whether it answers DNS.
     pub dns: Option<DnsConfig>,
+    /// Which instances of services it checks.
+    pub checks: ChecksConfig,
+    /// The commands that checks can name: a program and its arguments each, run without a shell.
+    pub check_commands: BTreeMap<String, Vec<String>>,
 }
 
 impl ServerConfig {
@@ -118,6 +130,8 @@ impl ServerConfig {
             auth: AuthConfig::default(),
             tls: None,
             dns: None,
+            checks: ChecksConfig::default(),
+            check_commands: BTreeMap::new(),
         }
     }
 }
@@ -178,6 +192,7 @@ pub struct Server {
     lifecycle: Lifecycle,
     port: Arc<Port>,
     api: Api,
+    checks: Checks,
     shutdown_limit: Duration,
 }
 
@@ -193,6 +208,7 @@ impl Server {
     pub async fn start(config: ServerConfig, env: Env) -> Result<Self> {
         refuse_open_network(&config)?;
         config.dns.as_ref().map_or(Ok(()), DnsConfig::check)?;
+        config.checks.check(&config.check_commands)?;
         let tls = config.tls.as_ref().map(Tls::load).transpose()?;
         // The port first: a second node on it should fail before it touches the data.
         let listener = TcpListener::bind(config.listen).await.map_err(|error| cannot_listen(config.listen, error))?;
@@ -214,11 +230,13 @@ impl Server {
             let kv = engine.kv(dns.namespace.clone(), config.accepted.clone());
             dns::serve(dns, &kv, listeners, lifecycle.signal(), metrics.clone())?;
         }
+        let signal = lifecycle.signal();
+        let checks = Checks::start(config.checks, config.check_commands, &engine, &signal, metrics.clone());
         let api = Api::new(node.clone(), config.accepted);
         let router = http::router(node, api.clone(), metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));
         info!(%address, durability = %engine.config().durability, "the node serves");
-        Ok(Self { address, dns_address, engine, lifecycle, port, api, shutdown_limit: config.limits.shutdown })
+        Ok(Self { address, dns_address, engine, lifecycle, port, api, checks, shutdown_limit: config.limits.shutdown })
     }
 
     /// Where it listens.
@@ -248,6 +266,9 @@ impl Server {
         self.lifecycle.drain();
         if self.engine.env().timeout(self.shutdown_limit, self.port.idle()).await.is_none() {
             warn!(limit = ?self.shutdown_limit, "some requests did not end in time and are cut off");
+        }
+        if self.engine.env().timeout(self.shutdown_limit, self.checks.ended()).await.is_none() {
+            warn!(limit = ?self.shutdown_limit, "the verdicts of health checks stay until their lease ends");
         }
         self.lifecycle.end();
         self.api.close().await;

@@ -115,6 +115,7 @@ pub(crate) struct Metrics {
     methods: HashMap<&'static str, MethodMetrics>,
     routes: http::Routes,
     dns: grid::Dns,
+    checks: grid::Checks,
 }
 
 #[derive(Debug, Default)]
@@ -130,7 +131,7 @@ impl Default for Metrics {
     fn default() -> Self {
         let method = |streaming| MethodMetrics { streaming, ..MethodMetrics::default() };
         let methods = METHODS.iter().map(|(name, streaming)| (*name, method(*streaming))).collect();
-        Self { methods, routes: http::Routes::default(), dns: grid::Dns::default() }
+        Self { methods, routes: http::Routes::default(), dns: grid::Dns::default(), checks: grid::Checks::default() }
     }
 }
 
@@ -163,6 +164,7 @@ impl Metrics {
         self.render_calls(&mut page);
         self.routes.render(&mut page);
         self.dns.render(&mut page);
+        self.checks.render(&mut page);
         page.0
     }
 

@@ -12,7 +12,7 @@ use coact::{
     embedded::{Config, parse_durability},
     guarantees::Weakness,
 };
-use coact_server::{Server, ServerConfig, settings::Settings};
+use coact_server::{DnsConfig, Server, ServerConfig, settings::Settings};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{cmd::duration, exit::Exit, output::say};
@@ -42,6 +42,12 @@ pub(crate) struct Serve {
     /// Forget history older than this, however few revisions it is.
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     history_age: Option<Duration>,
+    /// Answer DNS about services here, over UDP and TCP; only loopback addresses are allowed.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    dns: Option<SocketAddr>,
+    /// The domain that names in DNS end with, as in web.service.coact.
+    #[arg(long, default_value = "coact.", value_name = "DOMAIN", requires = "dns")]
+    dns_domain: String,
 }
 
 impl Serve {
@@ -57,6 +63,9 @@ impl Serve {
         let mut signals = Signals::new()?;
         let server = Server::start(config, Env::real()).await?;
         greet(server.address(), &what, &how, guarded);
+        if let Some(address) = server.dns_address() {
+            say(&format!("  answers DNS on {address}"));
+        }
         signals.first().await;
         say("finishing what was asked; once more to end at once");
         tokio::select! {
@@ -72,6 +81,9 @@ impl Serve {
         config.limits = settings.limits;
         config.auth = settings.auth;
         config.tls = settings.tls;
+        config.check_commands = settings.check_commands;
+        config.dns =
+            self.dns.map(|listen| DnsConfig { listen, domain: self.dns_domain.clone(), ..DnsConfig::default() });
         if self.memory {
             // Asked for by name: what forgets is what was wanted.
             config.accepted = [Weakness::Volatile].into_iter().collect();

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use coact_blocks::directory::CheckKind;
 use hickory_proto::{op::ResponseCode, rr::RecordType};
 
 use super::{Metrics, OTHER, Page};
@@ -10,6 +11,10 @@ use super::{Metrics, OTHER, Page};
 const DNS_TYPES: [&str; 8] = ["A", "AAAA", "SRV", "CNAME", "SOA", "NS", "ANY", OTHER];
 /// How DNS answers.
 const DNS_CODES: [&str; 8] = ["NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "BADVERS", OTHER];
+/// The kinds of health checks.
+const CHECK_KINDS: [&str; 4] = ["tcp", "http", "grpc", "command"];
+/// How a try of one ends.
+const CHECK_OUTCOMES: [&str; 4] = ["passed", "failed", "timed-out", "refused"];
 
 /// Counters of a family, one for each pair of values.
 #[derive(Debug)]
@@ -72,7 +77,35 @@ impl Dns {
     }
 }
 
+/// What is counted about health checks.
+#[derive(Debug)]
+pub(super) struct Checks(Grid);
+
+impl Default for Checks {
+    fn default() -> Self {
+        Self(Grid::new(&CHECK_KINDS, &CHECK_OUTCOMES))
+    }
+}
+
+impl Checks {
+    pub(super) fn render(&self, page: &mut Page) {
+        let help = "Tries of health checks, by kind and outcome.";
+        self.0.render(page, "coact_checks_total", help, ("kind", "outcome"));
+    }
+}
+
 impl Metrics {
+    /// Counts a try of a health check.
+    pub(crate) fn checked(&self, kind: &CheckKind, outcome: &str) {
+        let kind = match kind {
+            CheckKind::Tcp => "tcp",
+            CheckKind::Http { .. } => "http",
+            CheckKind::Grpc { .. } => "grpc",
+            CheckKind::Command { .. } => "command",
+        };
+        self.checks.0.note(kind, outcome);
+    }
+
     /// Counts an answer over DNS.
     pub(crate) fn dns_answered(&self, kind: Option<RecordType>, code: ResponseCode) {
         let kind = kind.map_or_else(|| OTHER.to_owned(), |kind| kind.to_string());

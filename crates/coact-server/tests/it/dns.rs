@@ -229,12 +229,12 @@ async fn drained_failing_and_dead_instances_vanish() {
     let weightless = Instance { weight: 0, ..instance("web", "3", "10.0.0.3") };
     directory.put_instance(None, &weightless).await.expect("put");
     shows(&["1", "4", "5"]).await;
-    for id in 1..=5 {
-        directory.remove_instance("web", &id.to_string()).await.expect("removed");
-    }
-    eventually("the service is gone", async || dig(at, "web.service.coact. A").await.status() == "NXDOMAIN").await;
-    put(&directory, "web", "7", "10.0.0.7").await;
-    shows(&["7"]).await;
+    put(&directory, "api", "a", "10.1.0.1").await;
+    assert_eq!(dig(at, "api.service.coact. A").await.answers(), ["A 10.1.0.1"]);
+    directory.remove_instance("api", "a").await.expect("removed");
+    eventually("the service is gone", async || dig(at, "api.service.coact. A").await.status() == "NXDOMAIN").await;
+    put(&directory, "api", "b", "10.1.0.2").await;
+    eventually("it is back", async || dig(at, "api.service.coact. A").await.answers() == ["A 10.1.0.2"]).await;
 }
 
 #[tokio::test]

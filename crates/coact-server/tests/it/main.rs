@@ -6,6 +6,7 @@ mod api_directory;
 mod api_lock;
 mod auth;
 mod bed;
+mod checks;
 mod client;
 mod differential;
 mod dns;
