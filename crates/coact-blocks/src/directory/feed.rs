@@ -104,6 +104,8 @@ impl Follower {
 
     /// Takes changes until the feed fails, and says why.
     async fn follow(&mut self, mut feed: Feed) -> Error {
+        let mut answers = self.core.pulse.answers();
+        let mut silent = false;
         loop {
             let expiry = self.table.next_expiry();
             let env = self.core.kv.env().clone();
@@ -113,10 +115,21 @@ impl Follower {
                     None => std::future::pending().await,
                 }
             };
+            // It lives as long as the core does, so this ends by the condition only.
+            let turned = async { drop(answers.wait_for(|answers| *answers == silent).await) };
             let changed = tokio::select! {
                 biased;
                 item = feed.next() => self.take_burst(&mut feed, item).await,
                 () = expired => Ok(self.table.expire(self.core.kv.env().now())),
+                () = turned => {
+                    if silent {
+                        // Read anew rather than trust that the feed has caught up by now.
+                        return Error::new(ErrorKind::Unavailable, "the store did not answer for a while");
+                    }
+                    silent = true;
+                    self.mark_stale(Error::new(ErrorKind::Unavailable, "the store does not answer"));
+                    Ok(false)
+                }
             };
             match changed {
                 Ok(true) => self.publish(),

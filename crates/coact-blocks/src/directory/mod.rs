@@ -16,6 +16,7 @@ mod keeper;
 mod names;
 mod ops;
 mod pick;
+mod pulse;
 mod record;
 mod registration;
 mod ring;
@@ -47,6 +48,7 @@ pub use snapshot::{Seen, Snapshot, State};
 pub use watch::Watch;
 
 use keeper::Keeper;
+use pulse::Pulse;
 use watch::Service;
 
 /// What ephemeral registrations and watches need from an engine: hardly anything. What the store forgets, its owner
@@ -124,7 +126,13 @@ impl Directory {
         let random = kv.env().random() as u32;
         let label = options.label.clone().unwrap_or_else(|| format!("{}-{random:08x}", std::process::id()));
         let keeper = Arc::new(Keeper::new(kv, options.ttl, label));
-        Ok(Self(Arc::new(Inner { kv: kv.clone(), options, keeper, watches: Mutex::default() })))
+        Ok(Self(Arc::new(Inner {
+            kv: kv.clone(),
+            options,
+            keeper,
+            watches: Mutex::default(),
+            pulse: Mutex::default(),
+        })))
     }
 
     /// The store that it is kept in.
@@ -154,4 +162,6 @@ struct Inner {
     options: DirectoryOptions,
     keeper: Arc<Keeper>,
     watches: Mutex<HashMap<String, Weak<Service>>>,
+    /// Shared by the watches, and gone with the last of them.
+    pulse: Mutex<Weak<Pulse>>,
 }

@@ -11,7 +11,7 @@ use std::{
 use coact_core::{Error, ErrorKind, Result, contract::kv::KvHandle};
 use tokio::sync::watch;
 
-use super::{Directory, Seen, Snapshot, State, feed, names, table::Protection};
+use super::{Directory, Seen, Snapshot, State, feed, names, pulse::Pulse, table::Protection};
 
 /// A live picture of one service. Reading it costs no request. Clones, and other watches of the same directory, share it;
 /// it ends with the last of them.
@@ -48,13 +48,25 @@ impl Directory {
             return Ok(service);
         }
         watches.retain(|_, service| service.strong_count() > 0);
-        let core = Arc::new(Core::new(&self.0.kv, name));
+        let core = Arc::new(Core::new(&self.0.kv, name, self.pulse(name)?));
         let options = &self.0.options;
         let protection = Protection { share: options.protect, hold: options.hold };
         self.0.kv.env().spawn(feed::run(core.clone(), dir, protection));
         let service = Arc::new(Service { core });
         watches.insert(name.to_owned(), Arc::downgrade(&service));
         Ok(service)
+    }
+
+    /// It asks for an entry of the first service that is watched: one that this client may read.
+    fn pulse(&self, service: &str) -> Result<Arc<Pulse>> {
+        let mut current = self.0.pulse.lock();
+        if let Some(pulse) = current.upgrade() {
+            return Ok(pulse);
+        }
+        let dir = names::dir_of(&self.0.options.realm, service)?;
+        let pulse = Pulse::start(&self.0.kv, names::key_of(&dir, names::Kind::Instance, "pulse")?);
+        *current = Arc::downgrade(&pulse);
+        Ok(pulse)
     }
 }
 
@@ -140,10 +152,11 @@ pub(super) struct Core {
     pub(super) first: watch::Sender<Option<Result<()>>>,
     pub(super) stop: watch::Sender<bool>,
     pub(super) wakeups: AtomicU64,
+    pub(super) pulse: Arc<Pulse>,
 }
 
 impl Core {
-    fn new(kv: &KvHandle, name: &str) -> Self {
+    fn new(kv: &KvHandle, name: &str, pulse: Arc<Pulse>) -> Self {
         let unknown = Snapshot {
             service: name.to_owned(),
             revision: Default::default(),
@@ -158,6 +171,7 @@ impl Core {
             first: watch::Sender::new(None),
             stop: watch::Sender::new(false),
             wakeups: AtomicU64::new(0),
+            pulse,
         }
     }
 }

@@ -249,6 +249,25 @@ async fn persistent_ones_outlive_their_process_but_need_a_store_that_does_too() 
     assert_eq!(error.kind(), ErrorKind::Unsupported);
 }
 
+/// As a client of a node sees it: the feed will go on without a gap one day, and says nothing until then.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_falls_silent_is_noticed_although_its_feed_does_not_end() {
+    let model = Model::new();
+    let (owner, user) = (Process::start(&model, 1), Process::start(&model, 2));
+    let _a = register(&directory(&owner), "web", "a").await;
+    let mut watch = directory(&user).watch("web").await.expect("loads");
+    user.faults.lock().fate =
+        Some(Box::new(|request| if matches!(request, Request::Read) { Fate::Lost } else { Fate::Arrives }));
+    until(&mut watch, |snapshot| matches!(snapshot.state, State::Stale { .. })).await;
+    assert_eq!(ids(&watch.snapshot()), ["a"], "a stale list stays");
+    user.faults.lock().fate = None;
+    until(&mut watch, |snapshot| snapshot.state == State::Fresh).await;
+    assert_eq!(ids(&watch.snapshot()), ["a"]);
+    // The control: a quiet store that answers does not make it stale.
+    pass(600.0).await;
+    assert_eq!(watch.snapshot().state, State::Fresh);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_cut_feed_leaves_a_stale_list_and_is_followed_anew() {
     let model = Model::new();
