@@ -34,6 +34,12 @@ enum Command {
     /// Run a command under a lock; see who holds and who waits.
     #[command(subcommand)]
     Lock(cmd::lock::Lock),
+    /// Run a command as one of many readers, or as the only writer.
+    #[command(subcommand)]
+    Rw(cmd::rw::Rw),
+    /// Run a command with one of N permits.
+    #[command(subcommand)]
+    Sem(cmd::sem::Sem),
     /// Run a command while leading an election.
     Elect(cmd::elect::Elect),
     /// See who leads.
@@ -147,6 +153,8 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Serve(serve) => serve.run().await,
         Command::Init(init) => init.run(),
         Command::Lock(lock) => lock.run().await,
+        Command::Rw(rw) => rw.run().await,
+        Command::Sem(sem) => sem.run().await,
         Command::Elect(elect) => elect.run().await,
         Command::Leader(leader) => leader.run().await,
         Command::Dir(dir) => dir.run().await,
