@@ -5,6 +5,7 @@ mod bad_input;
 mod clients;
 mod commands;
 mod coordination;
+mod dir;
 mod faults;
 mod holders;
 mod ids;
