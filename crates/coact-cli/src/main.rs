@@ -65,6 +65,8 @@ enum Command {
     /// Names for nodes and the way to their tokens.
     #[command(subcommand)]
     Context(cmd::context::Context),
+    /// Look at one thing after another, from the URL to forgotten locks; exit 1 if one is bad.
+    Doctor(cmd::doctor::Doctor),
     /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
     Tour(cmd::tour::Tour),
     /// What a kind of error means and what to do about it.
@@ -164,6 +166,7 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Token(token) => token.run().await,
         Command::Role(role) => role.run().await,
         Command::Context(context) => context.run(),
+        Command::Doctor(doctor) => doctor.run().await,
         Command::Tour(tour) => tour.run().await,
         Command::Explain(explain) => explain.run(),
         Command::Completions { shell } => {

@@ -4,6 +4,7 @@ pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod context;
 pub(crate) mod dir;
+pub(crate) mod doctor;
 pub(crate) mod elect;
 pub(crate) mod explain;
 pub(crate) mod hold;

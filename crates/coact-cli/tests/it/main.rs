@@ -6,6 +6,7 @@ mod clients;
 mod commands;
 mod coordination;
 mod dir;
+mod doctor;
 mod faults;
 mod holders;
 mod ids;
