@@ -67,6 +67,8 @@ enum Command {
     Context(cmd::context::Context),
     /// Look at one thing after another, from the URL to forgotten locks; exit 1 if one is bad.
     Doctor(cmd::doctor::Doctor),
+    /// Show what is held, waited for, led, used and served, again and again.
+    Top(cmd::top::Top),
     /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
     Tour(cmd::tour::Tour),
     /// What a kind of error means and what to do about it.
@@ -167,6 +169,7 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Role(role) => role.run().await,
         Command::Context(context) => context.run(),
         Command::Doctor(doctor) => doctor.run().await,
+        Command::Top(top) => top.run().await,
         Command::Tour(tour) => tour.run().await,
         Command::Explain(explain) => explain.run(),
         Command::Completions { shell } => {

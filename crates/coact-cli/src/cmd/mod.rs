@@ -17,6 +17,7 @@ pub(crate) mod rw;
 pub(crate) mod sem;
 pub(crate) mod serve;
 pub(crate) mod token;
+pub(crate) mod top;
 pub(crate) mod tour;
 
 /// Reads a duration argument.

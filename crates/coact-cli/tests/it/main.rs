@@ -14,4 +14,5 @@ mod locks;
 mod node;
 mod running;
 mod scale;
+mod top;
 mod tour;
