@@ -10,8 +10,8 @@ Exit codes:
   0 done            3 absent, or a check refused   6 engine unavailable    9 denied
   1 failed          4 conflict, or not in time     7 data corrupt
   2 wrong usage     5 fenced: the lease is over    8 not supported
-  `lock run` exits as its command does (128+n for signal n), 124 if it did not get the lock in time,
-  125 if it lost the lock, 126/127 if the command cannot be run or found.";
+  `lock run`, `rw`, `sem run` and `elect` exit as their command does (128+n for signal n), 124 if it did not get the
+  lock in time, 125 if it lost the lock, 126/127 if the command cannot be run or found.";
 
 /// How the process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -34,6 +34,12 @@ enum Command {
     /// Run a command under a lock; see who holds and who waits.
     #[command(subcommand)]
     Lock(cmd::lock::Lock),
+    /// Run a command as one of many readers, or as the only writer.
+    #[command(subcommand)]
+    Rw(cmd::rw::Rw),
+    /// Run a command with one of N permits.
+    #[command(subcommand)]
+    Sem(cmd::sem::Sem),
     /// Run a command while leading an election.
     Elect(cmd::elect::Elect),
     /// See who leads.
@@ -59,6 +65,10 @@ enum Command {
     /// Names for nodes and the way to their tokens.
     #[command(subcommand)]
     Context(cmd::context::Context),
+    /// Look at one thing after another, from the URL to forgotten locks; exit 1 if one is bad.
+    Doctor(cmd::doctor::Doctor),
+    /// Show what is held, waited for, led, used and served, again and again.
+    Top(cmd::top::Top),
     /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
     Tour(cmd::tour::Tour),
     /// What a kind of error means and what to do about it.
@@ -147,6 +157,8 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Serve(serve) => serve.run().await,
         Command::Init(init) => init.run(),
         Command::Lock(lock) => lock.run().await,
+        Command::Rw(rw) => rw.run().await,
+        Command::Sem(sem) => sem.run().await,
         Command::Elect(elect) => elect.run().await,
         Command::Leader(leader) => leader.run().await,
         Command::Dir(dir) => dir.run().await,
@@ -156,6 +168,8 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Token(token) => token.run().await,
         Command::Role(role) => role.run().await,
         Command::Context(context) => context.run(),
+        Command::Doctor(doctor) => doctor.run().await,
+        Command::Top(top) => top.run().await,
         Command::Tour(tour) => tour.run().await,
         Command::Explain(explain) => explain.run(),
         Command::Completions { shell } => {

@@ -56,7 +56,7 @@ impl Output {
         match self.format {
             Format::Jsonl => {}
             Format::Json => write_line(&Value::Array(self.rows.into_iter().map(Value::Object).collect()).to_string()),
-            Format::Table => write_table(&self.rows),
+            Format::Table => write_bytes(table(&self.rows).as_bytes()),
         }
     }
 
@@ -70,17 +70,19 @@ impl Output {
     }
 }
 
-fn write_table(rows: &[Map<String, Value>]) {
-    let Some(first) = rows.first() else { return };
+/// Rows as aligned columns, which are the fields of the first row; without rows nothing.
+pub(crate) fn table(rows: &[Map<String, Value>]) -> String {
+    let Some(first) = rows.first() else { return String::new() };
     let names: Vec<&String> = first.keys().collect();
     let mut lines = vec![names.iter().map(|name| name.to_uppercase()).collect::<Vec<_>>()];
     lines.extend(rows.iter().map(|row| names.iter().map(|name| cell(row.get(*name))).collect()));
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..names.len()).map(width).collect();
-    for line in &lines {
+    let aligned = lines.iter().map(|line| {
         let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        write_line(cells.collect::<Vec<_>>().join("  ").trim_end());
-    }
+        format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    });
+    aligned.collect()
 }
 
 fn cell(value: Option<&Value>) -> String {

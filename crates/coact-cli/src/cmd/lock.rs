@@ -4,20 +4,16 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use coact::{
-    ErrorKind, Result, Retry, Session, SessionOptions,
-    lock::{Guard, LockInfo, Mode, Mutex, MutexOptions},
+    Result, Session,
+    lock::{Contender, Inspection, Kind, LockOptions, Mode, Mutex, MutexOptions, TicketKind, inspect},
 };
 use serde_json::json;
 
 use crate::{
     Target,
-    cmd::{
-        child::{Running, default_label},
-        duration,
-        serve::Signals,
-    },
+    cmd::hold::{Acquire, Held, Hold},
     exit::Exit,
-    output,
+    output::Output,
 };
 
 /// Commands of `coact lock`.
@@ -25,11 +21,14 @@ use crate::{
 pub(crate) enum Lock {
     /// Run a command while holding a lock; wait for it first.
     Run(LockRun),
-    /// Show locks: who holds, with which token, for how long, and who waits, in order.
+    /// Show locks of every kind: who holds, with which token, for how long, and who waits, in order.
     Ls {
         /// Only locks whose name starts with this.
         #[arg(default_value = "")]
         prefix: String,
+        /// Only locks of this kind.
+        #[arg(long, value_enum)]
+        kind: Option<KindName>,
         #[command(flatten)]
         target: Target,
     },
@@ -38,113 +37,120 @@ pub(crate) enum Lock {
 /// Arguments of `coact lock run`.
 #[derive(Debug, Args)]
 pub(crate) struct LockRun {
-    /// The name of the lock.
-    name: String,
-    /// How long the lock outlives a holder that cannot renew it.
-    #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
-    ttl: Duration,
-    /// Give up after waiting this long (exit 124) [default: wait for ever].
-    #[arg(long, value_parser = duration, value_name = "DURATION")]
-    wait: Option<Duration>,
-    /// How long the command may take to end after SIGTERM when the lock is lost, before SIGKILL.
-    #[arg(long, default_value = "5s", value_parser = duration, value_name = "DURATION")]
-    grace: Duration,
-    /// Who this is, as shown by `coact lock ls`.
-    #[arg(long)]
-    label: Option<String>,
+    #[command(flatten)]
+    hold: Hold,
     /// Whoever comes first after a release gets it, for throughput; all users of a lock must agree.
     #[arg(long)]
     barging: bool,
-    #[command(flatten)]
-    target: Target,
-    /// The command. It finds its fencing token in COACT_FENCING_TOKEN.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
-    command: Vec<std::ffi::OsString>,
+}
+
+/// A family of locks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum KindName {
+    Lock,
+    Rw,
+    Sem,
+    Election,
 }
 
 impl Lock {
     pub(crate) async fn run(self) -> Result<Exit> {
         match self {
-            Self::Run(run) => run.run().await,
-            Self::Ls { prefix, target } => list(&prefix, &target).await,
-        }
-    }
-}
-
-impl LockRun {
-    async fn run(self) -> Result<Exit> {
-        let kv = self.target.open().await?;
-        let name = self.label.clone().unwrap_or_else(default_label);
-        let session = Session::open(&kv, SessionOptions { ttl: self.ttl, name: Some(name) }).await?;
-        let options = MutexOptions {
-            realm: self.target.realm()?,
-            mode: if self.barging { Mode::Barging } else { Mode::Fair },
-            ..MutexOptions::default()
-        };
-        let mutex = Mutex::with_options(&session, &self.name, options)?;
-        let mut signals = Signals::new()?;
-        let guard = tokio::select! {
-            guard = self.acquire(&mutex) => guard?,
-            () = signals.first() => {
-                session.close().await?;
-                return Ok(Exit(128 + 2));
+            Self::Run(LockRun { hold, barging }) => {
+                let mode = if barging { Mode::Barging } else { Mode::Fair };
+                hold.run(&Alone { name: hold.name.clone(), mode }).await
             }
-        };
-        let Some(guard) = guard else {
-            output::complain(&format!("lock {} was not free within {:?}", self.name, self.wait.unwrap_or_default()));
-            session.close().await?;
-            return Ok(Exit::NOT_IN_TIME);
-        };
-        let environment = [("COACT_FENCING_TOKEN", guard.token().to_string()), ("COACT_LOCK", self.name.clone())];
-        let exit = match Running::start(&self.command, &environment, self.grace) {
-            Ok(running) => running.until_lost(&format!("lock {}", self.name), guard.lost(), &mut signals).await?,
-            Err(exit) => exit,
-        };
-        if exit != Exit::LOST {
-            guard.release().await?;
-            session.close().await?;
-        }
-        kv.close().await?;
-        Ok(exit)
-    }
-
-    async fn acquire(&self, mutex: &Mutex) -> Result<Option<Guard>> {
-        match self.wait {
-            None => mutex.acquire().await.map(Some),
-            Some(limit) => match mutex.acquire_within(limit).await {
-                Ok(guard) => Ok(Some(guard)),
-                // Another conflict, such as a lock used in two modes, does not pass with time.
-                Err(error) if error.kind() == ErrorKind::Conflict && error.retry() != Retry::Never => Ok(None),
-                Err(error) => Err(error),
-            },
+            Self::Ls { prefix, kind, target } => list(&prefix, kind, &target).await,
         }
     }
 }
 
-async fn list(prefix: &str, target: &Target) -> Result<Exit> {
+/// By a mutex.
+struct Alone {
+    name: String,
+    mode: Mode,
+}
+
+impl Acquire for Alone {
+    const KIND: Kind = Kind::Lock;
+
+    async fn acquire(&self, session: &Session, options: LockOptions, wait: Option<Duration>) -> Result<Held> {
+        let options = MutexOptions { realm: options.realm, mode: self.mode, ..MutexOptions::default() };
+        let mutex = Mutex::with_options(session, &self.name, options)?;
+        let guard = match wait {
+            None => mutex.acquire().await?,
+            Some(limit) => mutex.acquire_within(limit).await?,
+        };
+        Ok(Held::Lock(guard))
+    }
+}
+
+impl KindName {
+    const ALL: [Self; 4] = [Self::Lock, Self::Rw, Self::Sem, Self::Election];
+
+    fn kind(self) -> Kind {
+        match self {
+            Self::Lock => Kind::Lock,
+            Self::Rw => Kind::RwLock,
+            Self::Sem => Kind::Semaphore,
+            Self::Election => Kind::Election,
+        }
+    }
+}
+
+async fn list(prefix: &str, only: Option<KindName>, target: &Target) -> Result<Exit> {
     let kv = target.open().await?;
-    let locks = coact::lock::list(&kv, &target.realm()?, prefix, 1000).await?;
+    let realm = target.realm()?;
     let mut out = target.output();
-    let now_ms = kv.env().wall_ms();
-    for lock in &locks {
-        show(&mut out, lock, now_ms);
+    for name in KindName::ALL.into_iter().filter(|name| only.is_none_or(|only| only == *name)) {
+        let locks = inspect(&kv, &realm, name.kind(), prefix, LOCKS_MAX).await?;
+        let now_ms = kv.env().wall_ms();
+        locks.iter().for_each(|lock| show(&mut out, lock, now_ms));
     }
     out.finish();
     Ok(Exit::SUCCESS)
 }
 
-fn show(out: &mut output::Output, lock: &LockInfo, now_ms: u64) {
-    let seconds = |milliseconds: u64| (milliseconds as f64 / 100.0).round() / 10.0;
-    let everyone = lock.holder.iter().map(|holder| ("held".to_owned(), holder));
+const LOCKS_MAX: usize = 1_000;
+
+fn show(out: &mut Output, lock: &Inspection, now_ms: u64) {
+    let everyone = lock.holders.iter().map(|holder| (held_as(holder.kind).to_owned(), holder));
     let waiting = lock.waiters.iter().enumerate().map(|(index, waiter)| (format!("waits {}", index + 1), waiter));
     for (state, entry) in everyone.chain(waiting) {
-        out.row(json!({
-            "lock": lock.name,
-            "state": state,
-            "who": entry.label,
-            "token": entry.token,
-            "age_s": seconds(now_ms.saturating_sub(entry.since_ms)),
-            "lease_left_s": entry.lease_left_ms.map(seconds),
-        }));
+        out.row(row(lock, &state, entry, now_ms));
+    }
+}
+
+fn row(lock: &Inspection, state: &str, entry: &Contender, now_ms: u64) -> serde_json::Value {
+    let seconds = |milliseconds: u64| (milliseconds as f64 / 100.0).round() / 10.0;
+    json!({
+        "kind": kind_name(lock.kind),
+        "lock": lock.name,
+        "state": state,
+        "who": entry.label,
+        "token": entry.token,
+        "age_s": seconds(now_ms.saturating_sub(entry.since_ms)),
+        "lease_left_s": entry.lease_left_ms.map(seconds),
+        "of": lock.permits,
+        "value": entry.value,
+    })
+}
+
+fn held_as(kind: TicketKind) -> &'static str {
+    match kind {
+        TicketKind::Read | TicketKind::Downgraded => "reads",
+        TicketKind::Write => "writes",
+        TicketKind::Leadership => "leads",
+        TicketKind::Mutex | TicketKind::BargingMutex | TicketKind::Permit => "held",
+    }
+}
+
+/// The word for a kind, as the commands are called.
+pub(crate) fn kind_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Lock => "lock",
+        Kind::RwLock => "rw",
+        Kind::Semaphore => "sem",
+        Kind::Election => "election",
     }
 }

@@ -4,15 +4,20 @@ pub(crate) mod child;
 pub(crate) mod config;
 pub(crate) mod context;
 pub(crate) mod dir;
+pub(crate) mod doctor;
 pub(crate) mod elect;
 pub(crate) mod explain;
+pub(crate) mod hold;
 pub(crate) mod id;
 pub(crate) mod init;
 pub(crate) mod kv;
 pub(crate) mod lock;
 pub(crate) mod role;
+pub(crate) mod rw;
+pub(crate) mod sem;
 pub(crate) mod serve;
 pub(crate) mod token;
+pub(crate) mod top;
 pub(crate) mod tour;
 
 /// Reads a duration argument.

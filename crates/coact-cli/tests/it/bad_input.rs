@@ -60,6 +60,20 @@ fn arguments() {
     refused(&["tour", "--input", "/nonexistent"], 2, "the input /nonexistent cannot be read");
 }
 
+#[test]
+fn coordination() {
+    refused(&["rw", "read", "x"], 2, "required");
+    refused(&["sem", "run", "x", "--permits", "0", "--", "true"], 2, "1..");
+    refused(&["sem", "run", "x", "--", "true"], 2, "--permits <N>");
+    refused(&["sem", "resize", "x", "0"], 2, "1..");
+    refused(&["lock", "ls", "--kind", "mutex"], 2, "possible values: lock, rw, sem, election");
+    refused(&["top", "--interval", "1ms"], 2, "use at least 100ms");
+    refused(&["top", "--once", "--realm", "a b", "--at", "memory:"], 2, "realm \"a b\" is not allowed");
+    for arguments in [&["rw", "write", "x"][..], &["sem", "run", "x", "--permits", "1"], &["elect", "x"]] {
+        refused(&[arguments, &["--at", "memory:", "--", "true"]].concat(), 8, "accept it with ?accept=volatile");
+    }
+}
+
 #[tokio::test]
 async fn a_node_says_why_it_cannot_start() {
     let node = Node::start().await;

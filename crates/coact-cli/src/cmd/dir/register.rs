@@ -16,7 +16,7 @@ use crate::{
         serve::Signals,
     },
     exit::Exit,
-    output::say,
+    output::{complain, say},
 };
 
 /// Arguments of `coact dir register`.
@@ -95,7 +95,10 @@ impl Register {
         } else {
             self.run_command(&registration, &mut signals).await?
         };
-        registration.deregister().await?;
+        if let Err(error) = registration.deregister().await {
+            // How the command ended matters more.
+            complain(&format!("the instance stays for up to {:?}: {error}", self.ttl));
+        }
         kv.close().await?;
         Ok(exit)
     }
