@@ -7,7 +7,7 @@ use coact::{
     kv::Txn,
     lock::{Election, Mutex},
 };
-use coact_blocks::directory::{Directory, DirectoryOptions, Instance, Mode, RegistrationState, Snapshot, Watch};
+use coact_blocks::directory::{Directory, DirectoryOptions, Instance, Mode, RegistrationState, Snapshot, State, Watch};
 use coact_testkit::{
     bed::{PATIENCE, wait_until},
     fault::{Direction, Proxy},
@@ -96,9 +96,15 @@ async fn a_parted_holder(node: &Node, fault: Fault) {
     assert!(new_guard.token() > guard.token() && new_leadership.token() > leadership.token(), "{fault:?}");
 
     proxy.mend();
-    for fenced in [guard.txn(Txn::default()).await, leadership.txn(Txn::default()).await] {
-        assert_eq!(fenced.expect_err("the store knows better").kind(), ErrorKind::Fenced, "{fault:?}");
-    }
+    // A connection that was parted may need a while to find out that it is whole again.
+    wait_until(&Env::real(), "both are told", PATIENCE, async || {
+        let refused = [guard.txn(Txn::default()).await, leadership.txn(Txn::default()).await];
+        let kinds = refused.map(|outcome| outcome.expect_err("the store knows better").kind());
+        assert!(kinds.iter().all(|kind| [ErrorKind::Fenced, ErrorKind::Unavailable].contains(kind)), "{fault:?}");
+        kinds == [ErrorKind::Fenced; 2]
+    })
+    .await
+    .unwrap_or_else(|error| panic!("{fault:?}: {error:#}"));
     assert!(!old.is_alive(), "{fault:?}: once lost, it stays lost");
     new_guard.release().await.expect("the new holder never noticed");
     new_leadership.resign().await.expect("the new leader never noticed");
@@ -132,15 +138,18 @@ async fn a_parted_watcher_keeps_its_list_and_catches_up() {
     for (fault, port) in [(Fault::Cut, 3), (Fault::Silence, 4)] {
         fault.begin(&proxy);
         a.update(instance("a", port)).await.expect("the node answers");
-        let _b = near.register(instance("b", port), Mode::Ephemeral).await.expect("a new id");
-        assert_eq!(port_of(&watch.snapshot(), "a"), Some(port - 1), "{fault:?}: it shows what it knew");
+        let b = near.register(instance("b", port), Mode::Ephemeral).await.expect("a new id");
+        let stale = until(&mut watch, "it is noticed", |snapshot| matches!(snapshot.state, State::Stale { .. })).await;
+        assert_eq!(port_of(&stale, "a"), Some(port - 1), "{fault:?}: it shows what it knew, and says so");
         proxy.mend();
         let mut never_without_a = true;
         until(&mut watch, "it caught up", |snapshot| {
             never_without_a &= ids(snapshot).contains(&"a");
-            port_of(snapshot, "a") == Some(port) && port_of(snapshot, "b") == Some(port)
+            let caught_up = port_of(snapshot, "a") == Some(port) && port_of(snapshot, "b") == Some(port);
+            caught_up && snapshot.state == State::Fresh
         })
         .await;
+        b.deregister().await.expect("the node answers");
         assert!(never_without_a, "{fault:?}: silence says nothing about instances");
     }
 }
