@@ -4,7 +4,7 @@ mod register;
 
 use clap::Subcommand;
 use coact::{
-    Result,
+    Error, ErrorKind, Result,
     directory::{Directory, DirectoryOptions, Health, PickOptions, Picker, Seen, Snapshot, State, Strategy},
 };
 use serde_json::{Value, json};
@@ -129,7 +129,10 @@ impl Dir {
     pub(crate) async fn run(self) -> Result<Exit> {
         match self {
             Self::Register(register) => return register.run().await,
-            Self::Deregister { service, id, target } => open(&target).await?.remove_instance(&service, &id).await?,
+            Self::Deregister { service, id, target } => {
+                let directory = existing(&service, &id, &target).await?;
+                directory.remove_instance(&service, &id).await?;
+            }
             Self::Ls { prefix, target } => list(&prefix, &target).await?,
             Self::Show { service, target } => return show(&service, &target).await,
             Self::Watch { service, target } => watch(&service, &target).await?,
@@ -137,7 +140,9 @@ impl Dir {
                 resolve(&service, strategy, key.as_deref(), zone, n, &target).await?;
             }
             Self::Drain { service, id, target } => open(&target).await?.set_drain(&service, &id, true).await?,
-            Self::Undrain { service, id, target } => open(&target).await?.set_drain(&service, &id, false).await?,
+            Self::Undrain { service, id, target } => {
+                existing(&service, &id, &target).await?.set_drain(&service, &id, false).await?;
+            }
             Self::Health { service, id, health, why, target } => {
                 let health = match health {
                     Verdict::Passing => Health::Passing,
@@ -154,6 +159,15 @@ impl Dir {
 async fn open(target: &Target) -> Result<Directory> {
     let options = DirectoryOptions { realm: target.realm()?, ..DirectoryOptions::default() };
     Directory::open(&target.open().await?, options)
+}
+
+/// The directory, if it has the instance: a misspelt one should not look removed.
+async fn existing(service: &str, id: &str, target: &Target) -> Result<Directory> {
+    let directory = open(target).await?;
+    if directory.list(service).await?.instances.iter().any(|seen| seen.instance.id == id) {
+        return Ok(directory);
+    }
+    Err(Error::new(ErrorKind::NotFound, format!("service {service} has no instance {id}")))
 }
 
 async fn list(prefix: &str, target: &Target) -> Result<()> {
@@ -228,10 +242,13 @@ async fn resolve(
     let watch = open(target).await?.watch(service).await?;
     let picker = Picker::new(watch, strategy, PickOptions { zone, prefer_zone, ..PickOptions::default() });
     let mut out = target.output();
+    // Kept, so that each counts as a call in flight and the next goes elsewhere.
+    let mut picks = Vec::new();
     for _ in 0..n {
         let picked = picker.pick(key)?;
         let place = place(&picked.address, picked.port);
         out.stream(json!({ "service": service, "id": picked.id, "at": place }), &place);
+        picks.push(picked);
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Args;
 use coact::{
-    Error, ErrorKind, KvHandle, Result, Url, directory,
+    Env, Error, ErrorKind, KvHandle, Result, Url, directory,
     guarantees::{Accepted, Needs},
     id, lock,
 };
@@ -67,31 +67,27 @@ impl Doctor {
             }
         };
         report.add(Finding::ok("url", url.to_string()));
-        let opened = coact::Env::real()
-            .timeout(PATIENCE, self.open())
-            .await
-            .unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE:?}"))));
-        match opened {
-            Ok(kv) => {
-                report.add(Finding::ok("engine", format!("{} answers", kv.describe())));
-                Some(kv)
-            }
+        let kv = match in_time(self.target.open()).await {
+            Ok(kv) => kv,
             Err(error) => {
-                report.add(Finding::of_error(
-                    "engine",
-                    &error,
-                    "is it up, and is this its address? A node starts with: coact serve",
-                ));
-                None
+                report.add(Finding::failure("engine", &error, IS_IT_UP));
+                return None;
+            }
+        };
+        // Some only connect when they are first needed.
+        match in_time(self.ask(&kv)).await {
+            Ok(()) => report.add(Finding::ok("engine", format!("{} answers", kv.describe()))),
+            Err(error) if error.kind() == ErrorKind::Denied => report.add(Finding::of_error("engine", &error, "")),
+            Err(error) => {
+                report.add(Finding::failure("engine", &error, IS_IT_UP));
+                return None;
             }
         }
+        Some(kv)
     }
 
-    /// Opens the engine and asks it something: some only connect when they are first needed.
-    async fn open(&self) -> Result<KvHandle> {
-        let kv = self.target.open().await?;
-        kv.dirs(&self.target.realm()?, "", "", 1).await?;
-        Ok(kv)
+    async fn ask(&self, kv: &KvHandle) -> Result<()> {
+        kv.dirs(&self.target.realm()?, "", "", 1).await.map(drop)
     }
 
     async fn examine(&self, kv: &KvHandle, report: &mut Report) {
@@ -113,8 +109,16 @@ impl Doctor {
     }
 }
 
+const IS_IT_UP: &str = "is it up, and is this its address? A node starts with: coact serve";
 /// How long the engine may take to answer at all.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn in_time<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    Env::real()
+        .timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE:?}"))))
+}
 
 /// Whether what the engine declares is enough for a block.
 fn guarantees(kv: &KvHandle, needs: &Needs) -> Finding {
@@ -129,12 +133,11 @@ fn guarantees(kv: &KvHandle, needs: &Needs) -> Finding {
         return Finding::ok(check, format!("{}, {:?} reads", declared.writes, declared.reads));
     };
     match kv.require(needs) {
-        Ok(()) => Finding {
+        Ok(()) => Finding::warn(
             check,
-            status: Status::Warn,
-            detail: format!("accepted by name in the URL: {shortfall}"),
-            advice: Some("keep that to what may be lost; otherwise leave accept= out".to_owned()),
-        },
+            format!("accepted by name in the URL: {shortfall}"),
+            "keep that to what may be lost; otherwise leave accept= out",
+        ),
         Err(error) => Finding::of_error(check, &error, "use an engine with stronger guarantees for this block"),
     }
 }
@@ -144,9 +147,22 @@ impl Finding {
         Self { check, status: Status::Ok, detail: detail.into(), advice: None }
     }
 
+    /// What a token may not do could not be checked, which is no fault of the engine's.
     fn of_error(check: &'static str, error: &Error, advice: &str) -> Self {
+        if error.kind() != ErrorKind::Denied {
+            return Self::failure(check, error, advice);
+        }
+        let advice = "to check it, use a token that may read all, and write to the dir `doctor`";
+        Self::warn(check, format!("not checked: {error}"), advice)
+    }
+
+    fn failure(check: &'static str, error: &Error, advice: &str) -> Self {
         let advice = format!("{advice} (coact explain {})", error.kind());
         Self { check, status: Status::Fail, detail: error.to_string(), advice: Some(advice) }
+    }
+
+    fn warn(check: &'static str, detail: String, advice: &str) -> Self {
+        Self { check, status: Status::Warn, detail, advice: Some(advice.to_owned()) }
     }
 }
 

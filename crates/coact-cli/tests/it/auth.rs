@@ -152,6 +152,42 @@ async fn a_node_is_initialised_used_and_shared() {
 }
 
 #[tokio::test]
+async fn what_a_token_may_not_see_is_said_and_the_rest_is_shown() {
+    let place = Place::start(false).await;
+    place.stdout(&["role", "put", "deployer", "--allow", "main lock read,write"]);
+    let token = place.stdout(&["token", "create", "--label", "ci", "--role", "deployer"]);
+    let context = ["context", "add", "ci", "--at", &place.at(), "--token-env", "CI_TOKEN"];
+    assert!(place.run(&context).status.success());
+    let as_ci = |arguments: &[&str], token: &str| {
+        place.run_with(&[arguments, &["--context", "ci", "-o", "json"]].concat(), &[("CI_TOKEN", token)])
+    };
+    let statuses = |output: &Output| {
+        let rows: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).expect("JSON");
+        let text = |value: &serde_json::Value| value.as_str().expect("text").to_owned();
+        rows.iter().map(|row| (text(&row["check"]), text(&row["status"]))).collect::<Vec<_>>()
+    };
+    let is = |found: &[(String, String)], check: &str, status: &str| {
+        assert!(found.contains(&(check.to_owned(), status.to_owned())), "{check} should be {status}: {found:?}");
+    };
+
+    let limited = as_ci(&["doctor"], token.trim());
+    assert_eq!(limited.status.code(), Some(0), "what it may not do is no fault of the node's: {limited:?}");
+    let found = statuses(&limited);
+    ["engine", "read", "write"].iter().for_each(|check| is(&found, check, "warn"));
+    is(&found, "lease", "ok");
+    assert_eq!(place.run(&["doctor"]).status.code(), Some(0));
+    is(&statuses(&place.run(&["doctor", "-o", "json"])), "write", "ok");
+    let stranger = as_ci(&["doctor"], "coact_nobody");
+    assert_eq!(stranger.status.code(), Some(1), "{stranger:?}");
+
+    let top = as_ci(&["top", "--once"], token.trim());
+    let top: serde_json::Value = serde_json::from_slice(&top.stdout).unwrap_or_else(|_| panic!("{top:?}"));
+    let notes: Vec<&str> = top["notes"].as_array().expect("a list").iter().filter_map(|note| note.as_str()).collect();
+    assert!(notes.iter().any(|note| note.starts_with("services: ")), "{top}");
+    assert!(!notes.iter().any(|note| note.starts_with("lock: ")), "{top}");
+}
+
+#[tokio::test]
 async fn the_way_to_a_node_is_chosen_in_order() {
     let place = Place::start(false).await;
     let at = place.at();

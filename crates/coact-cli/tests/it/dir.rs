@@ -59,3 +59,35 @@ async fn the_commands_end_counts_though_the_store_is_away() {
     assert_eq!(owner.code().await, Some(7));
     assert!(owner.stderr().contains("the instance stays for up to 1s"), "{}", owner.stderr());
 }
+
+#[tokio::test]
+async fn operators_write_drain_mark_and_remove() {
+    let node = Node::start().await;
+    let put = |id: &str, port: &str| {
+        let register = ["dir", "register", "db", "--address", "::1", "--port", port, "--id", id, "--zone", id];
+        node.stdout(&[&register[..], &["--persistent"]].concat())
+    };
+    assert_eq!((put("a", "9"), put("a", "1"), put("b", "2")), ("a\n".into(), "a\n".into(), "b\n".into()));
+    let resolve = |more: &[&str]| node.stdout(&[&["dir", "resolve", "db"], more].concat());
+    assert_eq!(resolve(&["--zone", "a"]), "[::1]:1\n", "the second put counts");
+    let turns = resolve(&["--strategy", "weighted", "-n", "4"]);
+    assert_eq!(turns.matches("[::1]:1").count(), 2, "{turns}");
+    let by_key = ["--strategy", "ring", "--key", "ada"];
+    assert_eq!(resolve(&by_key), resolve(&by_key), "the same key, the same instance");
+
+    node.stdout(&["dir", "drain", "db", "b"]);
+    assert_eq!(resolve(&["-n", "3"]), "[::1]:1\n".repeat(3));
+    node.stdout(&["dir", "undrain", "db", "b"]);
+    node.stdout(&["dir", "health", "db", "a", "failing", "--why", "disk full"]);
+    assert_eq!(resolve(&["-n", "3"]), "[::1]:2\n".repeat(3));
+    node.stdout(&["dir", "health", "db", "a", "passing"]);
+    assert_eq!(node.stdout(&["dir", "ls", "-o", "jsonl"]).matches("\"eligible\":2").count(), 1);
+
+    node.stdout(&["dir", "deregister", "db", "a"]);
+    assert_eq!(resolve(&["-n", "3"]), "[::1]:2\n".repeat(3));
+    for verb in ["deregister", "drain", "undrain"] {
+        let missing = node.run(&["dir", verb, "db", "a"]);
+        assert_eq!(missing.status.code(), Some(3), "{missing:?}");
+        assert!(String::from_utf8_lossy(&missing.stderr).contains("service db has no instance a"), "{missing:?}");
+    }
+}

@@ -37,6 +37,7 @@ async fn a_node_that_is_well_is_told_so_and_left_as_it_was() {
         "write",
         "watch",
         "lease",
+        "end of a lease",
         "clock",
         "long waits",
         "entries without a lease",
@@ -46,10 +47,10 @@ async fn a_node_that_is_well_is_told_so_and_left_as_it_was() {
         let expected = if name == "clock" { "skip" } else { "ok" };
         assert!(status == expected || ["read", "write"].contains(&name.as_str()) && status == "warn", "{row}");
     }
-    assert!(found[10].2["detail"].as_str().expect("text").starts_with("not checked: "));
+    assert!(found[11].2["detail"].as_str().expect("text").starts_with("not checked: "));
     assert_eq!(node.stdout(&["kv", "ls", "-o", "jsonl"]), "{\"dir\":\"a\"}\n", "nothing is left behind");
     let text = node.stdout(&["doctor"]);
-    assert!(text.contains("ok    lease: granted, renewed and revoked"), "{text}");
+    assert!(text.contains("ok    end of a lease: what hung on it is gone"), "{text}");
 }
 
 #[tokio::test]

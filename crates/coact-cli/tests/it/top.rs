@@ -19,6 +19,7 @@ async fn what_goes_on_is_shown_once_and_as_it_changes() {
     assert_eq!(once()["locks"], Value::from(nothing.clone()));
     assert_eq!(node.stdout(&["top", "--once"]), "nothing is held, led or served\n\n");
     let live = Running::start(&node, "live", &["top", "--interval", "100ms", "-o", "jsonl"]);
+    live.wrote("it has looked", |text| !documents(text).is_empty()).await;
 
     let sleep = ["--", "sleep", "1000"];
     let start = |name: &str, arguments: &[&str]| Running::start(&node, name, &[arguments, &sleep].concat());

@@ -77,15 +77,11 @@ impl Register {
             ..DirectoryOptions::default()
         };
         let directory = Directory::open(&kv, options)?;
-        let mode = if self.persistent { Mode::Persistent } else { Mode::Ephemeral };
-        // Before the command: who finds it in the directory may be refused for a moment, but is not missed for a while.
-        let registration = directory.register(self.instance(), mode).await?;
         if self.persistent {
-            let id = registration.id().to_owned();
-            registration.keep();
-            self.target.output().one(serde_json::json!({ "id": id }), &id);
-            return Ok(Exit::SUCCESS);
+            return self.put(&directory).await;
         }
+        // Before the command: who finds it in the directory may be refused for a moment, but is not missed for a while.
+        let registration = directory.register(self.instance(), Mode::Ephemeral).await?;
         let mut signals = Signals::new()?;
         let exit = if self.command.is_empty() {
             say(&format!("{}/{} is registered until a signal ends this", self.service, registration.id()));
@@ -101,6 +97,18 @@ impl Register {
         }
         kv.close().await?;
         Ok(exit)
+    }
+
+    /// Writes what it says now over what was put before under the same id.
+    async fn put(&self, directory: &Directory) -> Result<Exit> {
+        let mut instance = self.instance();
+        if instance.id.is_empty() {
+            instance.id = format!("{:016x}", directory.kv().env().random());
+        }
+        directory.put_instance(None, &instance).await?;
+        directory.kv().close().await?;
+        self.target.output().one(serde_json::json!({ "id": instance.id }), &instance.id);
+        Ok(Exit::SUCCESS)
     }
 
     async fn run_command(&self, registration: &Registration, signals: &mut Signals) -> Result<Exit> {

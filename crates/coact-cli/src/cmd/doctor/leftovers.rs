@@ -7,7 +7,7 @@ use coact::{
     lock::{Contender, Inspection, Kind, inspect},
 };
 
-use super::{Finding, Report, Status};
+use super::{Finding, Report};
 use crate::cmd::lock::kind_name;
 
 /// Who waits longer than this probably waits for somebody who forgot.
@@ -72,14 +72,14 @@ fn finding(check: &'static str, found: Vec<String>, good: &str, advice: &str) ->
     if more > 0 {
         detail += &format!("; and {more} more");
     }
-    Finding { check, status: Status::Warn, detail, advice: Some(advice.to_owned()) }
+    Finding::warn(check, detail, advice)
 }
 
 #[cfg(test)]
 mod tests {
     use coact::lock::TicketKind;
 
-    use super::*;
+    use super::{super::Status, *};
 
     const NOW_MS: u64 = 10_000_000;
 

@@ -9,7 +9,7 @@ use coact::{
 };
 use futures::StreamExt;
 
-use super::{Finding, PATIENCE, Report, Status};
+use super::{Finding, Report, in_time};
 
 /// How often a read or a write is timed.
 const SAMPLES: usize = 15;
@@ -23,50 +23,49 @@ pub(super) async fn examine(kv: &KvHandle, realm: &Realm, report: &mut Report) {
         Ok(key) => key,
         Err(error) => return report.add(Finding::of_error("realm", &error, "choose another with --realm")),
     };
-    let reads = in_time(kv, timed(kv, async || kv.get(&key).await.map(drop))).await;
+    let reads = in_time(timed(kv, async || kv.get(&key).await.map(drop))).await;
     report.add(round_trip("read", reads, "look at the network, and at what else the engine has to do"));
 
-    let lease = match in_time(kv, kv.lease_grant(LEASE)).await {
-        Ok(lease) => lease.id,
-        Err(error) => {
-            return report.add(Finding::of_error("lease", &error, "without leases nothing is ever given back"));
-        }
-    };
-    let writes = in_time(kv, timed(kv, async || kv.put(&key, "doctor", Some(lease)).await.map(drop))).await;
-    let may_write = !matches!(&writes, Err(error) if error.kind() == ErrorKind::Denied);
-    report.add(match writes {
-        Err(error) if !may_write => denied(&error),
-        writes => {
-            let mut finding = round_trip("write", writes, "look at the disk: an acknowledged write waits for it");
-            if finding.status != Status::Fail {
-                finding.detail += &format!("; {}", kv.guarantees().writes);
-            }
-            finding
-        }
-    });
-    if may_write {
-        let seen = in_time(kv, watch(kv, &key, lease)).await;
-        report.add(match seen {
+    match in_time(kv.lease_grant(LEASE)).await {
+        Ok(lease) => examine_with(kv, &key, lease.id, report).await,
+        // A token that may do anything at all may do this.
+        Err(error) => report.add(Finding::failure("lease", &error, LEASES_MATTER)),
+    }
+}
+
+/// What needs a lease to hang on.
+async fn examine_with(kv: &KvHandle, key: &Key, lease: LeaseId, report: &mut Report) {
+    let writes = in_time(timed(kv, async || kv.put(key, "doctor", Some(lease)).await.map(drop))).await;
+    let is_written = writes.is_ok();
+    let mut finding = round_trip("write", writes, "look at the disk: an acknowledged write waits for it");
+    if is_written {
+        finding.detail += &format!("; {}", kv.guarantees().writes);
+    }
+    report.add(finding);
+    if is_written {
+        report.add(match in_time(watch(kv, key, lease)).await {
             Ok(()) => Finding::ok("watch", "a write was seen"),
             Err(error) => Finding::of_error("watch", &error, "without watches a waiter only looks now and then"),
         });
     }
-    report.add(match in_time(kv, ends(kv, &key, lease)).await {
-        Ok(()) => Finding::ok("lease", "granted, renewed and revoked, and what hung on it is gone"),
-        Err(error) => Finding::of_error("lease", &error, "without leases nothing is ever given back"),
+    report.add(match in_time(end(kv, lease)).await {
+        Ok(()) => Finding::ok("lease", "granted, renewed and revoked"),
+        Err(error) => Finding::failure("lease", &error, LEASES_MATTER),
     });
+    if is_written {
+        report.add(match in_time(kv.get(key)).await {
+            Ok(None) => Finding::ok("end of a lease", "what hung on it is gone"),
+            Ok(Some(_)) => Finding::failure("end of a lease", &still_there(key), LEASES_MATTER),
+            Err(error) => Finding::of_error("end of a lease", &error, LEASES_MATTER),
+        });
+    }
 }
+
+const LEASES_MATTER: &str = "without leases nothing that the dead held is given back";
 
 /// A name of this run's own, in a dir that is gone with its last entry.
 fn probe_key(kv: &KvHandle, realm: &Realm) -> Result<Key> {
     Dir::new(realm, "doctor")?.key(&format!("{:016x}", kv.env().random()))
-}
-
-async fn in_time<T>(kv: &KvHandle, work: impl Future<Output = Result<T>>) -> Result<T> {
-    kv.env()
-        .timeout(PATIENCE, work)
-        .await
-        .unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, format!("no answer within {PATIENCE:?}"))))
 }
 
 /// The median and the longest of some calls.
@@ -90,16 +89,7 @@ fn round_trip(check: &'static str, timed: Result<(Duration, Duration)>, advice: 
     if median <= SLOW {
         return Finding::ok(check, detail);
     }
-    Finding { check, status: Status::Warn, detail: format!("slow: {detail}"), advice: Some(advice.to_owned()) }
-}
-
-fn denied(error: &Error) -> Finding {
-    Finding {
-        check: "write",
-        status: Status::Warn,
-        detail: format!("not checked, nor are watches: {error}"),
-        advice: Some("to check them, use a token that may write to the dir `doctor`".to_owned()),
-    }
+    Finding::warn(check, format!("slow: {detail}"), advice)
 }
 
 /// Writes under a watch until the watch tells.
@@ -114,13 +104,13 @@ async fn watch(kv: &KvHandle, key: &Key, lease: LeaseId) -> Result<()> {
     Err(Error::new(ErrorKind::Unavailable, "the watch ended before it told of a write"))
 }
 
-/// Renews and revokes the lease, and sees that what hung on it is gone.
-async fn ends(kv: &KvHandle, key: &Key, lease: LeaseId) -> Result<()> {
+/// Renews the lease and revokes it in any case.
+async fn end(kv: &KvHandle, lease: LeaseId) -> Result<()> {
     let renewed = kv.lease_renew(lease).await;
     kv.lease_revoke(lease).await?;
-    renewed?;
-    match kv.get(key).await? {
-        None => Ok(()),
-        Some(_) => Err(Error::new(ErrorKind::Internal, format!("{key} is there after its lease was revoked"))),
-    }
+    renewed.map(drop)
+}
+
+fn still_there(key: &Key) -> Error {
+    Error::new(ErrorKind::Internal, format!("{key} is there after its lease was revoked"))
 }
