@@ -59,7 +59,7 @@ impl Journal {
             match what.as_str() {
                 "granted" => resource.enter(&who, number),
                 "writes" => drop(resource.write(&who, number)),
-                "released" | "notices" | "lost" | "dead" => resource.leave(&who),
+                "leaves" | "notices" | "lost" | "dead" => resource.leave(&who),
                 _ => {}
             }
         }

@@ -187,6 +187,8 @@ async fn hold(task: &Task, kv: &KvHandle, block: Block) -> Result<()> {
     }
     // It asks nobody whether it still holds: so does a process that was stopped between its check and its write.
     if write(task, kv, &held).await? {
+        // It is the next one's from the moment of the release, which is before its answer.
+        journal.note(who, "leaves", 0);
         held.release().await?;
         journal.note(who, "released", 0);
     } else {
