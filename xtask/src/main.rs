@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod codegen;
 mod deny;
+mod matrix;
 mod packages;
 mod run;
 mod test;
@@ -40,6 +41,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Run every block's scenario on every engine, and write docs/matrix.md
+    Matrix,
     /// Check licences, advisories and sources of dependencies (needs `cargo install cargo-deny`)
     Deny,
     /// Generate the etcd v3 wire types and stubs from their `.proto` files
@@ -66,6 +69,7 @@ fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
         Command::Bench { arguments } => bench::run(&arguments),
+        Command::Matrix => matrix::run(),
         Command::Deny => deny::run(),
         Command::Codegen { check: false } => codegen::run(),
         Command::Codegen { check: true } => codegen::check(),

@@ -7,6 +7,7 @@ mod commands;
 mod coordination;
 mod dir;
 mod doctor;
+mod engines;
 mod faults;
 mod holders;
 mod ids;

@@ -1,0 +1,278 @@
+//! The blocks on every engine of today: in memory, embedded, a real etcd, a node. The same scenario each time, with two
+//! handles as two processes have them. Which block is refused where is in `refused_where_too_little_is_promised`.
+
+use std::{
+    collections::HashSet,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use coact::{
+    Env, ErrorKind, KvHandle, Namespace, Realm, Session, SessionOptions,
+    directory::{Directory, DirectoryOptions, Instance, Mode, SettingChange, Settings, State},
+    id::{Generator, IdOptions, Segment, SegmentOptions},
+    lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
+};
+use coact_testkit::bed::{Bed, EtcdBed, PATIENCE};
+use futures::{StreamExt, future::join_all, pin_mut};
+
+use crate::node::Node;
+
+/// Two handles of one store, and what keeps it up.
+struct Store {
+    one: KvHandle,
+    two: KvHandle,
+    _up: Box<dyn std::any::Any + Send>,
+}
+
+impl Store {
+    async fn memory() -> Self {
+        let kv = coact::open("memory:?accept=volatile").await.expect("it opens");
+        Self { one: kv.clone(), two: kv, _up: Box::new(()) }
+    }
+
+    async fn embedded() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let kv = coact::open(&format!("embedded://{}?segment=1MiB", dir.path().display())).await.expect("it opens");
+        Self { one: kv.clone(), two: kv, _up: Box::new(dir) }
+    }
+
+    async fn etcd() -> Self {
+        let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+        bed.start().await.expect("etcd starts: `cargo xtask test` installs it");
+        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(bed) }
+    }
+
+    async fn node() -> Self {
+        let node = Node::start().await;
+        let open = async || coact::open(&node.url("main")).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(node) }
+    }
+
+    async fn sessions(&self) -> [Session; 2] {
+        let open = async |kv| Session::open(kv, SessionOptions::default()).await.expect("it answers");
+        [open(&self.one).await, open(&self.two).await]
+    }
+}
+
+async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    Box::pin(Env::real().timeout(PATIENCE, future)).await.unwrap_or_else(|| panic!("{what}: still waiting"))
+}
+
+macro_rules! scenarios {
+    ($($(#[doc = $what:literal])* async fn $name:ident($store:ident) $body:block)*) => {
+        $(
+            mod $name {
+                use super::*;
+
+                async fn scenario($store: Store) $body
+
+                scenarios!(@on memory embedded etcd node);
+            }
+        )*
+    };
+    (@on $($engine:ident)*) => {
+        $(
+            #[tokio::test]
+            async fn $engine() {
+                let store = Store::$engine().await;
+                within("the scenario", scenario(store)).await;
+            }
+        )*
+    };
+}
+
+scenarios! {
+    /// One at a time, in two processes, with tokens that grow and no herd.
+    async fn mutex(store) {
+        let (inside, last) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let sessions = store.sessions().await;
+        join_all((0..8).map(async |index| {
+            let mutex = Mutex::new(&sessions[index % 2], "one").expect("valid");
+            for _ in 0..3 {
+                let guard = mutex.acquire().await.expect("granted");
+                assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+                let token = usize::try_from(guard.token()).expect("small");
+                assert!(last.swap(token, Ordering::SeqCst) < token, "tokens grow");
+                inside.fetch_sub(1, Ordering::SeqCst);
+                guard.release().await.expect("held");
+            }
+        }))
+        .await;
+        let wakeups: u64 = sessions.iter().map(|session| session.lock_stats().wakeups).sum();
+        assert!(wakeups <= 24, "{wakeups} wake-ups of 24 releases");
+    }
+
+    /// Readers share, writers do not, and a writer becomes a reader without letting another in between.
+    async fn rw_lock(store) {
+        let [one, two] = store.sessions().await;
+        let (here, there) = (RwLock::new(&one, "table").expect("valid"), RwLock::new(&two, "table").expect("valid"));
+        let (first, second) = (here.read().await.expect("free"), there.read().await.expect("shared"));
+        assert!(there.try_write().await.expect("answers").is_none());
+        first.release().await.expect("held");
+        let writer = second.try_upgrade().await.expect("answers").expect("the only reader");
+        assert!(here.try_read().await.expect("answers").is_none());
+        let reader = writer.downgrade().await.expect("held");
+        here.try_read().await.expect("answers").expect("shared").release().await.expect("held");
+        reader.release().await.expect("held");
+    }
+
+    /// Never more than there are, and those of a session that ends come back.
+    async fn semaphore(store) {
+        let sessions = store.sessions().await;
+        let running = AtomicUsize::new(0);
+        join_all((0..6).map(async |index| {
+            let semaphore = Semaphore::new(&sessions[index % 2], "pool", 2).expect("valid");
+            for _ in 0..3 {
+                let permit = semaphore.acquire().await.expect("granted");
+                assert!(running.fetch_add(1, Ordering::SeqCst) < 2, "more than two");
+                tokio::task::yield_now().await;
+                running.fetch_sub(1, Ordering::SeqCst);
+                permit.release().await.expect("held");
+            }
+        }))
+        .await;
+        let [one, two] = sessions;
+        let here = Semaphore::new(&one, "pool", 2).expect("valid");
+        let there = Semaphore::new(&two, "pool", 2).expect("valid");
+        let _both = [there.acquire().await.expect("free"), there.acquire().await.expect("free")];
+        assert!(here.try_acquire().await.expect("answers").is_none());
+        two.close().await.expect("answers");
+        here.acquire().await.expect("come back").release().await.expect("held");
+        let other = Semaphore::new(&one, "pool", 3).expect("valid").acquire().await.expect_err("another number");
+        assert_eq!(other.kind(), ErrorKind::Conflict);
+    }
+
+    /// One leads after the other, and an observer sees who and what they say.
+    async fn election(store) {
+        let [one, two] = store.sessions().await;
+        let (here, there) = (Election::new(&one, "shop").expect("valid"), Election::new(&two, "shop").expect("valid"));
+        let leaders = there.observe();
+        pin_mut!(leaders);
+        let first = here.campaign("a").await.expect("nobody leads");
+        first.proclaim("b").await.expect("it leads");
+        let token = first.token();
+        let (second, closed) = tokio::join!(there.campaign("c"), one.close());
+        closed.expect("answers");
+        let second = second.expect("its turn");
+        assert!(second.token() > token && first.txn(Default::default()).await.is_err());
+        let mut seen = Vec::new();
+        while seen.last().map(String::as_str) != Some("c") {
+            let leader = leaders.next().await.expect("it goes on").expect("it answers");
+            seen.push(leader.map_or(String::new(), |leader| leader.value));
+        }
+        assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "{seen:?}");
+        second.resign().await.expect("it leads");
+    }
+
+    /// Opposite orders do not wait for each other.
+    async fn several(store) {
+        let sessions = store.sessions().await;
+        join_all((0..4).map(async |index| {
+            let lock = |name| Mutex::new(&sessions[index % 2], name).expect("valid");
+            let mut locks = [lock("a"), lock("b"), lock("c")];
+            if index % 2 == 0 {
+                locks.reverse();
+            }
+            acquire_all(&locks).await.expect("granted").release().await.expect("held");
+        }))
+        .await;
+    }
+
+    /// A latch opens when it was counted down, a barrier when all are there, a rate limit gives what it has.
+    async fn counting(store) {
+        let [one, two] = store.sessions().await;
+        let (here, there) =
+            (Latch::open(&one, "start", 2).await.expect("new"), Latch::open(&two, "start", 2).await.expect("known"));
+        here.count_down().await.expect("counted");
+        let (waited, counted) = tokio::join!(here.wait(), there.count_down());
+        waited.and(counted).expect("open");
+        let here = Barrier::open(&one, "meet", 2).await.expect("new");
+        let there = Barrier::open(&two, "meet", 2).await.expect("known");
+        let (first, second) = tokio::join!(here.wait(), there.wait());
+        let (first, second) = (first.expect("all are there"), second.expect("all are there"));
+        assert!(first.generation == second.generation && first.leader != second.leader);
+        let options = RateOptions { permits: 4, per: Duration::from_secs(600), chunk: 2 };
+        let here = RateLimiter::open(&one, "mail", options).await.expect("new");
+        let there = RateLimiter::open(&two, "mail", options).await.expect("known");
+        assert!(here.try_acquire(2).await.expect("answers") && there.try_acquire(2).await.expect("answers"));
+        assert!(!here.try_acquire(1).await.expect("answers"));
+    }
+
+    /// What is registered here is seen there, and what deregisters is not taken for dead.
+    async fn directory(store) {
+        let here = Directory::open(&store.one, DirectoryOptions::default()).expect("valid");
+        let there = Directory::open(&store.two, DirectoryOptions::default()).expect("valid");
+        let mut watch = there.watch("web").await.expect("it loads");
+        let registered = here.register(Instance::new("web", "10.0.0.1", 80), Mode::Ephemeral).await.expect("a new id");
+        watch.wait_for(|snapshot| snapshot.healthy().count() == 1).await.expect("seen");
+        registered.drain(true).await.expect("it answers");
+        watch.wait_for(|snapshot| snapshot.healthy().count() == 0).await.expect("seen");
+        registered.deregister().await.expect("it answers");
+        let last = watch.wait_for(|snapshot| snapshot.instances.is_empty()).await.expect("seen");
+        assert_eq!(last.state, State::Fresh);
+    }
+
+    /// Versions, conflicts, a way back, and a watch that tells all of it.
+    async fn settings(store) {
+        let here = Settings::new(&store.one, Realm::default()).expect("enough is promised");
+        let there = Settings::new(&store.two, Realm::default()).expect("enough is promised");
+        let mut changes = there.watch("billing").expect("valid");
+        here.put("billing", "currency", "EUR", Some(0)).await.expect("new");
+        there.put("billing", "currency", "USD", Some(1)).await.expect("the version is known");
+        assert_eq!(here.put("billing", "currency", "X", Some(1)).await.expect_err("late").kind(), ErrorKind::Conflict);
+        here.rollback("billing", "currency", 1).await.expect("it is kept");
+        loop {
+            if let SettingChange::Set(setting) = changes.next().await.expect("it goes on")
+                && setting.version == 3
+            {
+                assert_eq!((setting.text(), setting.restores), (Some("EUR"), Some(1)));
+                break;
+            }
+        }
+    }
+
+    /// No id twice, from two processes and after a restart of one; dense numbers without a gap.
+    async fn ids(store) {
+        let sessions = store.sessions().await;
+        let mut seen = HashSet::new();
+        for round in 0..2 {
+            for session in &sessions {
+                let ids = Generator::open(session, IdOptions::default()).await.expect("a number is free");
+                for id in ids.next_n(500).await.expect("in the window") {
+                    assert!(seen.insert(id), "{id} twice in round {round}");
+                }
+                ids.close().await.expect("it answers");
+            }
+        }
+        let options = SegmentOptions { step: 10, ..SegmentOptions::new("invoice") };
+        let segment = Segment::open(&store.one, options).await.expect("new");
+        assert_eq!(segment.next_n(25).await.expect("it answers"), (1..=25).collect::<Vec<_>>());
+        segment.close().await.expect("it answers");
+    }
+}
+
+/// Each block asks for what it needs; what is refused is accepted by name.
+#[tokio::test]
+async fn refused_where_too_little_is_promised() {
+    let kv = coact::open("memory:").await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    let refusals = [
+        Mutex::new(&session, "x").map(drop),
+        RwLock::new(&session, "x").map(drop),
+        Semaphore::new(&session, "x", 1).map(drop),
+        Election::new(&session, "x").map(drop),
+        Latch::open(&session, "x", 1).await.map(drop),
+        Barrier::open(&session, "x", 1).await.map(drop),
+        Generator::open(&session, IdOptions::default()).await.map(drop),
+        Segment::open(&kv, SegmentOptions::new("x")).await.map(drop),
+        Settings::new(&kv, Realm::default()).map(drop),
+    ];
+    for refused in refusals {
+        let error = refused.expect_err("memory forgets");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains(" needs ") && error.to_string().contains("accept=volatile"), "{error}");
+    }
+    Directory::open(&kv, DirectoryOptions::default()).expect("a directory needs hardly anything");
+}
