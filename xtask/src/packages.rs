@@ -11,8 +11,24 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{root, succeed};
 
-const NEEDED: [&str; 7] =
-    ["etcd-server", "etcd-client", "bind9-dnsutils", "curl", "faketime", "prometheus", "python3-venv"];
+const NEEDED: [&str; 16] = [
+    "bind9-dnsutils",
+    "curl",
+    "etcd-client",
+    "etcd-server",
+    "faketime",
+    "iproute2",
+    "nftables",
+    "pgbouncer",
+    "postgresql-15",
+    "prometheus",
+    "python3-venv",
+    "redis-sentinel",
+    "redis-server",
+    "redis-tools",
+    "zookeeper",
+    "libfaketime",
+];
 /// Debian asks this program whether a service may be started.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Its answer "no".

@@ -14,16 +14,31 @@ const LINES_MAX: usize = 1000;
 
 /// Which of our crates each crate may depend on: `core ← blocks`, `core ← engines`, all of them `← coact ← server, cli`.
 /// Engines never see blocks or each other; the test kit is only ever a development dependency.
-const DIRECTIONS: [(&str, &[&str]); 10] = [
+const DIRECTIONS: [(&str, &[&str]); 14] = [
     ("coact-core", &[]),
     ("coact-blocks", &["coact-core"]),
     ("coact-engine-embedded", &["coact-core"]),
     ("coact-engine-etcd", &["coact-core"]),
-    ("coact", &["coact-core", "coact-blocks", "coact-engine-embedded", "coact-engine-etcd"]),
+    ("coact-engine-postgres", &["coact-core"]),
+    ("coact-engine-redis", &["coact-core"]),
+    ("coact-engine-zookeeper", &["coact-core"]),
+    (
+        "coact",
+        &[
+            "coact-core",
+            "coact-blocks",
+            "coact-engine-embedded",
+            "coact-engine-etcd",
+            "coact-engine-postgres",
+            "coact-engine-redis",
+            "coact-engine-zookeeper",
+        ],
+    ),
     ("coact-server", &["coact-core", "coact-blocks", "coact-engine-embedded", "coact-engine-etcd"]),
     ("coact-cli", &["coact", "coact-server"]),
     ("coact-testkit", &["coact-core"]),
     ("coact-bench", &["coact"]),
+    ("coact-lab", &["coact", "coact-testkit"]),
     ("xtask", &[]),
 ];
 

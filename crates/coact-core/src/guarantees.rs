@@ -70,10 +70,30 @@ pub enum Fence {
 /// What a watch can resume from. Ordered from weak to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WatchFrom {
-    /// Only from now: a reconnect is a `Resync`.
-    Now,
+    /// Only from now: a revision of the past, or a reconnect, is a `Resync`. Of several changes of one entry that follow
+    /// each other quickly, only the last may be told.
+    Latest,
     /// From any revision that the history still holds.
     Revision,
+}
+
+/// How a waiter learns that it may go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WakeUp {
+    /// The store tells it.
+    Told,
+    /// It looks again after at most this long.
+    Polls(Duration),
+}
+
+/// What keeps a lease. Ordered from weak to strong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LeaseLife {
+    /// The client that granted it: the lease ends soon after that client is gone, and no other can renew it or put
+    /// entries under it.
+    WithClient,
+    /// Renewals, by whomever: any client may renew it, revoke it, and put entries under it.
+    Free,
 }
 
 /// How a read-modify-write of a number is done.
@@ -126,6 +146,10 @@ pub struct Guarantees {
     pub fence: Fence,
     /// What a watch can resume from.
     pub watch: WatchFrom,
+    /// How a waiter learns that it may go on.
+    pub wake: WakeUp,
+    /// What keeps a lease.
+    pub leases: LeaseLife,
     /// How `Incr` is done.
     pub increment: Increment,
     /// Bounds.
@@ -288,6 +312,8 @@ mod tests {
         failover: Failover::KeepsWrites,
         fence: Fence::Strong,
         watch: WatchFrom::Revision,
+        wake: WakeUp::Told,
+        leases: LeaseLife::Free,
         increment: Increment::Native,
         limits: Limits::PORTABLE,
     };

@@ -9,7 +9,10 @@ use coact_core::{
         Change, Check, Entry, Feed, Found, GoneCause, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision,
         Scope, Txn, TxnOutcome, Write,
     },
-    guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
+    guarantees::{
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
+        WatchFrom,
+    },
     name::{Dir, Key, Namespace, Realm},
 };
 
@@ -39,6 +42,8 @@ impl EmbeddedKv {
             failover: Failover::KeepsWrites,
             fence: if volatile { Fence::PerProcess } else { Fence::Strong },
             watch: WatchFrom::Revision,
+            wake: WakeUp::Told,
+            leases: LeaseLife::Free,
             increment: Increment::Native,
             limits: Limits { ttl_min: Duration::from_millis(50), ..Limits::PORTABLE },
         };

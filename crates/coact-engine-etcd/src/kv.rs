@@ -10,7 +10,10 @@ use coact_core::{
         TxnOutcome, Write,
     },
     env::Env,
-    guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
+    guarantees::{
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
+        WatchFrom,
+    },
     name::{Dir, Key, Namespace, Realm},
     url::Url,
 };
@@ -137,6 +140,8 @@ fn guarantees(voters: usize, reported: Option<Durability>) -> Guarantees {
         failover: Failover::KeepsWrites,
         fence: if writes == Durability::Memory { Fence::PerProcess } else { Fence::Strong },
         watch: WatchFrom::Revision,
+        wake: WakeUp::Told,
+        leases: LeaseLife::Free,
         increment: Increment::Emulated,
         limits: Limits::PORTABLE,
     }

@@ -14,7 +14,10 @@ use coact_core::{
         Scope, Txn, TxnOutcome, Write,
     },
     env::Env,
-    guarantees::{Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom},
+    guarantees::{
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
+        WatchFrom,
+    },
     name::{Dir, Key, Realm},
 };
 use futures::StreamExt;
@@ -420,6 +423,8 @@ const STRONG: Guarantees = Guarantees {
     failover: Failover::KeepsWrites,
     fence: Fence::Strong,
     watch: WatchFrom::Revision,
+    wake: WakeUp::Told,
+    leases: LeaseLife::Free,
     increment: Increment::Native,
     limits: Limits::PORTABLE,
 };

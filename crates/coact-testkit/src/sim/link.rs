@@ -14,7 +14,8 @@ use coact_core::{
     },
     env::Env,
     guarantees::{
-        Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WatchFrom,
+        Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition,
+        WakeUp, WatchFrom,
     },
     name::{Dir, Key, Realm},
 };
@@ -55,6 +56,8 @@ const GUARANTEES: Guarantees = Guarantees {
     failover: Failover::KeepsWrites,
     fence: Fence::Strong,
     watch: WatchFrom::Revision,
+    wake: WakeUp::Told,
+    leases: LeaseLife::Free,
     increment: Increment::Native,
     limits: Limits::PORTABLE,
 };

@@ -1,0 +1,1 @@
+//! coact's engine over ZooKeeper.

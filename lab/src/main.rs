@@ -1,0 +1,3 @@
+//! coact's lab.
+
+fn main() {}
