@@ -78,7 +78,8 @@ pub const NEEDS: Needs = Needs {
     reads: Consistency::Linearizable,
     writes: Durability::Sync,
     failover: Failover::KeepsWrites,
-    fence: Fence::Strong,
+    // That tokens grow is enough: whether their writes last is the need above.
+    fence: Fence::Epoch,
 };
 
 /// The one entry of a lock in barging mode. Fair entries have 32 hexadecimal digits instead.
