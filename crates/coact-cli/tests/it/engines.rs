@@ -13,7 +13,7 @@ use coact::{
     id::{Generator, IdOptions, Segment, SegmentOptions},
     lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
 };
-use coact_testkit::bed::{Bed, EtcdBed, PATIENCE};
+use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, RedisBed, RedisMode};
 use futures::{StreamExt, future::join_all, pin_mut};
 
 use crate::node::Node;
@@ -50,6 +50,25 @@ impl Store {
         Self { one: open().await, two: open().await, _up: Box::new(node) }
     }
 
+    async fn redis() -> Self {
+        Self::of_redis(RedisMode::Single).await
+    }
+
+    async fn redis_sentinel() -> Self {
+        Self::of_redis(RedisMode::Sentinel).await
+    }
+
+    async fn redis_cluster() -> Self {
+        Self::of_redis(RedisMode::Cluster).await
+    }
+
+    async fn of_redis(mode: RedisMode) -> Self {
+        let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
+        bed.start().await.expect("Redis starts: `cargo xtask test` installs it");
+        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(bed) }
+    }
+
     async fn sessions(&self) -> [Session; 2] {
         let open = async |kv| Session::open(kv, SessionOptions::default()).await.expect("it answers");
         [open(&self.one).await, open(&self.two).await]
@@ -68,7 +87,7 @@ macro_rules! scenarios {
 
                 async fn scenario($store: Store) $body
 
-                scenarios!(@on memory embedded etcd node);
+                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster);
             }
         )*
     };
