@@ -13,6 +13,7 @@ mod holders;
 mod ids;
 mod locks;
 mod node;
+mod round_trips;
 mod running;
 mod scale;
 mod top;
