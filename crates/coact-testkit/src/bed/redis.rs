@@ -75,6 +75,41 @@ impl RedisBed {
         self.servers.lock().await.as_ref().expect("started first").url(namespace)
     }
 
+    /// Ends the replica as hard as it can: what the primary acknowledges from now on, it alone has.
+    ///
+    /// # Errors
+    /// If there is no replica.
+    pub async fn kill_replica(&self) -> anyhow::Result<()> {
+        let mut servers = self.servers.lock().await;
+        let servers = servers.as_mut().context("Redis was not started")?;
+        servers.redis.get_mut(1).context("there is no replica")?.process.kill();
+        Ok(())
+    }
+
+    /// Whether the replica has this field of this hash.
+    pub async fn replica_has(&self, hash: &str, field: &str) -> bool {
+        let servers = self.servers.lock().await;
+        let replica = servers.as_ref().and_then(|servers| servers.redis.get(1));
+        replica.is_some_and(|replica| cli(replica.port, &["hexists", hash, field]).is_ok_and(|answer| answer == "1"))
+    }
+
+    /// Ends the primary as hard as it can, and starts the replica that was killed, which Sentinels then make the primary.
+    ///
+    /// # Errors
+    /// If there is no replica, or no Sentinel promotes it in time.
+    pub async fn fail_over(&self) -> anyhow::Result<()> {
+        let mut servers = self.servers.lock().await;
+        let servers = servers.as_mut().context("Redis was not started")?;
+        servers.redis[0].process.kill();
+        let place = servers.dir.path().to_owned();
+        let replica = servers.redis.get_mut(1).context("there is no replica")?;
+        replica.process = Server::run(&replica.arguments, replica.port, &place)?;
+        until("the replica is the primary", &mut || {
+            Ok(cli(replica.port, &["role"]).is_ok_and(|role| role.starts_with("master")))
+        })
+        .await
+    }
+
     async fn start_anew(&self) -> anyhow::Result<Servers> {
         let mut complaint = String::new();
         for _ in 0..STARTS_TRIED {
