@@ -295,3 +295,36 @@ async fn refused_where_too_little_is_promised() {
     }
     Directory::open(&kv, DirectoryOptions::default()).expect("a directory needs hardly anything");
 }
+
+/// Who may lose acknowledged writes says so, and the blocks that live by them do not open unless that is accepted.
+#[tokio::test]
+async fn refused_where_a_failover_may_lose_writes() {
+    let bed = RedisBed::new(RedisMode::Sentinel, |url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("Redis starts");
+    let accepted = bed.url("main").await;
+    let url = accepted.replace("&accept=failover-loss", "");
+    assert_ne!(url, accepted);
+    let kv = coact::open(&url).await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    let refusals = [
+        Mutex::new(&session, "x").map(drop),
+        Election::new(&session, "x").map(drop),
+        Generator::open(&session, IdOptions::default()).await.map(drop),
+        Segment::open(&kv, SegmentOptions::new("x")).await.map(drop),
+        Settings::new(&kv, Realm::default()).map(drop),
+    ];
+    for refused in refusals {
+        let error = refused.expect_err("a failover loses writes");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let text = error.to_string();
+        assert!(
+            text.contains("needs acknowledged writes to survive a failover, but redis://127.0.0.1:")
+                && text.ends_with("declares that a failover may lose them; choose another engine, or accept it with ?accept=failover-loss"),
+            "{text}"
+        );
+    }
+    Directory::open(&kv, DirectoryOptions::default()).expect("a directory heals by itself");
+    let kv = coact::open(&accepted).await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    Election::new(&session, "x").expect("accepted by name");
+}

@@ -9,6 +9,7 @@ mod dir;
 mod doctor;
 mod engines;
 mod faults;
+mod guarantees;
 mod holders;
 mod ids;
 mod locks;
