@@ -1,19 +1,55 @@
 //! The tour, as the README has it, on a smaller file.
 
+use coact_testkit::bed::{Bed, EtcdBed, RedisBed, RedisMode};
+
 use crate::node::coact;
+
+const INPUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
+
+/// On an engine that is there already: the same proof, one worker is killed, and nothing is left behind.
+async fn the_tour_at(url: &str) {
+    let place = tempfile::tempdir().expect("a directory");
+    let result = place.path().join("result.jsonl");
+    let mut tour = tokio::process::Command::from(coact());
+    tour.args(["tour", "--at", url, "--lines", "100", "--input", INPUT, "--result"]).arg(&result);
+    let output = tour.output().await.expect("it runs");
+    let timeline = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{timeline}");
+    let proof = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(proof.contains("100 of 100: none lost, none doubled, none changed"), "{proof}");
+    assert!(
+        timeline.contains("kill -9 of worker 1") && timeline.contains("the namespace is empty again"),
+        "{timeline}"
+    );
+}
+
+#[tokio::test]
+async fn etcd() {
+    let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("etcd starts");
+    the_tour_at(&bed.url("main").await).await;
+}
+
+#[tokio::test]
+async fn redis() {
+    for mode in [RedisMode::Single, RedisMode::Sentinel, RedisMode::Cluster] {
+        let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
+        bed.start().await.expect("Redis starts");
+        the_tour_at(&bed.url("main").await).await;
+    }
+}
 
 #[test]
 fn the_tour_proves_its_claim() {
     let place = tempfile::tempdir().expect("a directory");
     let result = place.path().join("result.jsonl");
-    let input = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
     let output =
-        coact().args(["tour", "--lines", "150", "--input", input, "--result"]).arg(&result).output().expect("it runs");
+        coact().args(["tour", "--lines", "150", "--input", INPUT, "--result"]).arg(&result).output().expect("it runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let proof = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(proof.contains("150 of 150: none lost, none doubled, none changed"), "{proof}");
     let expected: Vec<String> =
-        std::fs::read_to_string(input).expect("a file").lines().take(150).map(str::to_owned).collect();
+        std::fs::read_to_string(INPUT).expect("a file").lines().take(150).map(str::to_owned).collect();
     let found: Vec<String> = std::fs::read_to_string(&result)
         .expect("the result")
         .lines()
