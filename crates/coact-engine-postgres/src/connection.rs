@@ -104,7 +104,7 @@ impl Connections {
 
     fn answered<T>(
         &self,
-        connection: Lent,
+        connection: Lent<'_>,
         answer: Option<Result<T, tokio_postgres::Error>>,
         access: Access,
     ) -> Result<T, Failure> {
@@ -123,9 +123,9 @@ impl Connections {
     }
 
     /// A connection of the pool.
-    pub(crate) async fn connection(&self, deadline: Instant) -> Result<Lent, Failure> {
+    pub(crate) async fn connection(&self, deadline: Instant) -> Result<Lent<'_>, Failure> {
         match self.env.timeout(self.left(deadline), self.pool.get()).await {
-            Some(Ok(connection)) => Ok(Lent(Some(connection))),
+            Some(Ok(connection)) => Ok(Lent { connection: Some(connection), owner: self }),
             Some(Err(PoolError::Backend(error))) => Err(Failure::connecting(&error, &self.config)),
             Some(Err(_)) if self.is_closed() => {
                 Err(Failure { error: closed(&self.config.description), passing: false, broken: true })
@@ -168,28 +168,40 @@ impl Executor for Inside<'_> {
     }
 }
 
-/// A connection of the pool. It goes back only when it was [given back](Self::give_back): one that was dropped in the
-/// middle of a request may hang there, and is closed.
-pub(crate) struct Lent(Option<Object>);
+/// A connection of the pool. It goes back only when it was [given back](Self::give_back). One that was dropped in the
+/// middle of a request is closed, and the server is asked to give the request up: it would not notice by itself while
+/// it waits for a lock.
+pub(crate) struct Lent<'a> {
+    connection: Option<Object>,
+    owner: &'a Connections,
+}
 
-impl Lent {
+impl Lent<'_> {
     pub(crate) fn inner(&self) -> &tokio_postgres::Client {
-        self.0.as_ref().expect("it is taken by those who consume this")
+        self.connection.as_ref().expect("it is taken by those who consume this")
     }
 
     pub(crate) fn inner_mut(&mut self) -> &mut tokio_postgres::Client {
-        self.0.as_mut().expect("it is taken by those who consume this")
+        self.connection.as_mut().expect("it is taken by those who consume this")
     }
 
     pub(crate) fn give_back(mut self) {
-        self.0 = None;
+        self.connection = None;
     }
 }
 
-impl Drop for Lent {
+impl Drop for Lent<'_> {
     fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            drop(Object::take(connection));
+        let Some(connection) = self.connection.take().map(Object::take) else { return };
+        // A future may be dropped after its runtime.
+        if connection.is_closed() || tokio::runtime::Handle::try_current().is_err() {
+            return;
         }
+        let (token, tls) = (connection.cancel_token(), self.owner.config.tls.clone());
+        let (env, limit) = (self.owner.env.clone(), self.owner.config.connect_timeout);
+        self.owner.env.spawn(async move {
+            // What fails here ends with the server, or is done already.
+            let _ = env.timeout(limit, token.cancel_query(tls)).await;
+        });
     }
 }

@@ -331,6 +331,12 @@ LANGUAGE plpgsql AS $body$
 DECLARE
     v_revision bigint;
 BEGIN
+    -- Of many who come for the same leases, only the first one locks the realm.
+    IF cardinality(p_leases) = 0 AND NOT EXISTS (SELECT FROM {schema}.lease l JOIN {schema}.entry e ON e.lease = l.id
+        WHERE l.namespace = p_namespace AND l.expires_at = '-infinity'
+          AND e.namespace = p_namespace AND e.realm = p_realm) THEN
+        RETURN NULL;
+    END IF;
     PERFORM {schema}.hold(p_namespace, p_realm);
     PERFORM {schema}.finish(p_namespace, p_leases);
     PERFORM FROM {schema}.lease l JOIN {schema}.entry e ON e.lease = l.id

@@ -154,7 +154,7 @@ impl Postgres {
         String::from_utf8_lossy(&fs::read(self.dir.path().join("log")).unwrap_or_default()).into_owned()
     }
 
-    /// Where its settings and files are; files for it must be readable by [`own`](Self::own).
+    /// Where its data and settings are.
     pub fn data_dir(&self) -> PathBuf {
         data(self.dir.path())
     }
@@ -168,6 +168,16 @@ impl Postgres {
             chown(path, Some(user), Some(group)).with_context(|| format!("giving away {}", path.display()))?;
         }
         Ok(())
+    }
+
+    /// A command that runs as the server's user, in the server's directory: for programs that refuse root as it does.
+    pub fn command(&self, program: &Path) -> Command {
+        as_owner(program, self.dir.path())
+    }
+
+    /// A directory that the server's user can read and write.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// Ends it as hard as it can and starts it again on the same data and port.
