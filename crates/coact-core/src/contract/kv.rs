@@ -69,6 +69,64 @@ pub struct Txn {
     pub writes: Vec<Write>,
 }
 
+impl Txn {
+    /// Refuses what no engine would take: past a limit, a key of another realm, one key written twice.
+    ///
+    /// Who hands a transaction to a [`KvHandle`] need not call it; the handle does.
+    ///
+    /// # Errors
+    /// `Invalid`, naming what is wrong and what is allowed.
+    pub fn check(&self, realm: &Realm, limits: &Limits) -> Result<()> {
+        let too_many = |what: &str, count: usize, max: usize| {
+            Err(Error::invalid(format!("the transaction has {count} {what}: at most {max} are allowed")))
+        };
+        if self.checks.len() > limits.checks {
+            return too_many("checks", self.checks.len(), limits.checks);
+        }
+        if self.writes.len() > limits.writes {
+            return too_many("writes", self.writes.len(), limits.writes);
+        }
+        if self.reads.len() > limits.writes {
+            return too_many("reads", self.reads.len(), limits.writes);
+        }
+        for (index, write) in self.writes.iter().enumerate() {
+            check_realm(realm, write.key().realm())?;
+            if self.writes[..index].iter().any(|earlier| earlier.key() == write.key()) {
+                return Err(Error::invalid(format!("the transaction writes key {} twice", write.key())));
+            }
+            if let Write::Put { key, value, .. } = write
+                && value.len() > limits.value_bytes
+            {
+                return Err(Error::invalid(format!(
+                    "the value of {key} has {} bytes: at most {} are allowed",
+                    value.len(),
+                    limits.value_bytes
+                )));
+            }
+        }
+        for check in &self.checks {
+            match check {
+                Check::CreatedAt(key, Revision(0)) | Check::ModifiedAt(key, Revision(0)) => {
+                    return Err(Error::invalid(format!(
+                        "a check of {key} names revision 0, which no entry has: to check that there is none, use Absent"
+                    )));
+                }
+                Check::Absent(key) | Check::CreatedAt(key, _) | Check::ModifiedAt(key, _) => {
+                    check_realm(realm, key.realm())?;
+                }
+                Check::LeaseAlive(_) => {}
+            }
+        }
+        for read in &self.reads {
+            match read {
+                Read::Get(key) => check_realm(realm, key.realm())?,
+                Read::First(dir) | Read::Last(dir) | Read::Count(dir) => check_realm(realm, dir.realm())?,
+            }
+        }
+        Ok(())
+    }
+}
+
 /// A condition of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Check {
@@ -362,7 +420,7 @@ impl KvHandle {
     /// # Cancel safety
     /// Once polled, the transaction may commit though the future is dropped.
     pub async fn txn(&self, realm: &Realm, txn: Txn) -> Result<TxnOutcome> {
-        check_txn(realm, &txn, &self.guarantees().limits)?;
+        txn.check(realm, &self.guarantees().limits)?;
         self.store.txn(realm, txn).await
     }
 
@@ -528,56 +586,6 @@ fn committed(outcome: TxnOutcome) -> Result<Revision> {
             Err(Error::new(ErrorKind::Internal, "an engine refused a transaction without checks"))
         }
     }
-}
-
-fn check_txn(realm: &Realm, txn: &Txn, limits: &Limits) -> Result<()> {
-    let too_many = |what: &str, count: usize, max: usize| {
-        Err(Error::invalid(format!("the transaction has {count} {what}: at most {max} are allowed")))
-    };
-    if txn.checks.len() > limits.checks {
-        return too_many("checks", txn.checks.len(), limits.checks);
-    }
-    if txn.writes.len() > limits.writes {
-        return too_many("writes", txn.writes.len(), limits.writes);
-    }
-    if txn.reads.len() > limits.writes {
-        return too_many("reads", txn.reads.len(), limits.writes);
-    }
-    for (index, write) in txn.writes.iter().enumerate() {
-        check_realm(realm, write.key().realm())?;
-        if txn.writes[..index].iter().any(|earlier| earlier.key() == write.key()) {
-            return Err(Error::invalid(format!("the transaction writes key {} twice", write.key())));
-        }
-        if let Write::Put { key, value, .. } = write
-            && value.len() > limits.value_bytes
-        {
-            return Err(Error::invalid(format!(
-                "the value of {key} has {} bytes: at most {} are allowed",
-                value.len(),
-                limits.value_bytes
-            )));
-        }
-    }
-    for check in &txn.checks {
-        match check {
-            Check::CreatedAt(key, Revision(0)) | Check::ModifiedAt(key, Revision(0)) => {
-                return Err(Error::invalid(format!(
-                    "a check of {key} names revision 0, which no entry has: to check that there is none, use Absent"
-                )));
-            }
-            Check::Absent(key) | Check::CreatedAt(key, _) | Check::ModifiedAt(key, _) => {
-                check_realm(realm, key.realm())?;
-            }
-            Check::LeaseAlive(_) => {}
-        }
-    }
-    for read in &txn.reads {
-        match read {
-            Read::Get(key) => check_realm(realm, key.realm())?,
-            Read::First(dir) | Read::Last(dir) | Read::Count(dir) => check_realm(realm, dir.realm())?,
-        }
-    }
-    Ok(())
 }
 
 fn check_realm(realm: &Realm, other: &Realm) -> Result<()> {

@@ -2,6 +2,7 @@
 
 mod etcd;
 mod node;
+mod postgres;
 mod process;
 mod redis;
 
@@ -17,6 +18,7 @@ use futures::future::BoxFuture;
 pub use self::{
     etcd::EtcdBed,
     node::NodeBed,
+    postgres::{Postgres, PostgresBed},
     process::{PATIENCE, ServerProcess, free_port, wait_until},
     redis::{RedisBed, RedisMode},
 };
