@@ -11,6 +11,7 @@
 )]
 
 mod directory;
+mod engines;
 mod floor;
 mod http;
 mod id;
@@ -40,6 +41,9 @@ enum Part {
         /// Only this store, instead of all: for a profiler. For example embedded:///path or coact://127.0.0.1:7070.
         #[arg(long, value_name = "URL")]
         at: Option<String>,
+        /// The lock on these engines instead, beside what a user would pick on the same server.
+        #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "at")]
+        engine: Vec<engines::Engine>,
     },
     /// Registrations, and how long until a watcher sees one.
     Directory,
@@ -62,7 +66,12 @@ async fn main() {
     println!("{} cores, {} s a row", std::thread::available_parallelism().map_or(0, usize::from), bench.seconds);
     match bench.part {
         Part::Kv => kv::run(seconds).await,
-        Part::Lock { at } => lock::run(seconds, at).await,
+        Part::Lock { at, engine } if engine.is_empty() => lock::run(seconds, at).await,
+        Part::Lock { engine, .. } => {
+            for engine in engine {
+                engines::run(engine, seconds).await;
+            }
+        }
         Part::Directory => directory::run(seconds).await,
         Part::Http => http::run(seconds).await,
         Part::Id => id::run(seconds).await,

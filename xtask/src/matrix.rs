@@ -10,7 +10,7 @@ use crate::{
 };
 
 const FILE: &str = "docs/matrix.md";
-const ENGINES: [&str; 4] = ["memory", "embedded", "etcd", "node"];
+const ENGINES: [&str; 7] = ["memory", "embedded", "etcd", "node", "redis", "redis_sentinel", "redis_cluster"];
 
 pub(crate) fn run() -> Result<()> {
     packages::install_missing()?;

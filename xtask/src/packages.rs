@@ -3,7 +3,7 @@
 use std::{
     fs, io,
     os::unix::fs::PermissionsExt,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::run::{root, succeed};
 
-const NEEDED: [&str; 16] = [
+const NEEDED: [&str; 15] = [
     "bind9-dnsutils",
     "curl",
     "etcd-client",
@@ -27,7 +27,6 @@ const NEEDED: [&str; 16] = [
     "redis-server",
     "redis-tools",
     "zookeeper",
-    "libfaketime",
 ];
 /// Debian asks this program whether a service may be started.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -52,21 +51,34 @@ pub(crate) fn install_missing() -> Result<()> {
 }
 
 /// A Python program that tests run, in an environment of its own, and where its version is pinned.
-const SCHEMATHESIS: &str = "schemathesis==4.32.5";
+const SCHEMATHESIS: &[&str] = &["schemathesis==4.32.5"];
+/// The peers of the bench that are written in Python.
+const PEERS: &[&str] = &["kazoo==2.11.0", "redis==8.1.0"];
 
 /// Installs what is no Debian package, into the target directory.
 pub(crate) fn install_tools() -> Result<()> {
-    let place = root().join("target/tools/schemathesis");
+    install_python("schemathesis", SCHEMATHESIS).map(drop)
+}
+
+/// Installs the peers of the bench, and gives the Python that finds them.
+pub(crate) fn install_peers() -> Result<PathBuf> {
+    Ok(install_python("peers", PEERS)?.join("bin/python"))
+}
+
+/// An environment with these packages, in the target directory.
+fn install_python(name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let place = root().join("target/tools").join(name);
     // Written last, so that an installation that was cut off is begun anew.
     let done = place.join("installed");
-    if fs::read_to_string(&done).is_ok_and(|version| version == SCHEMATHESIS) {
-        return Ok(());
+    if fs::read_to_string(&done).is_ok_and(|installed| installed == packages.join(" ")) {
+        return Ok(place);
     }
-    println!("installing {SCHEMATHESIS}");
+    println!("installing {}", packages.join(" "));
     succeed(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place))?;
     let pip = place.join("bin/pip");
-    succeed(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check", SCHEMATHESIS]))?;
-    fs::write(&done, SCHEMATHESIS).with_context(|| format!("writing {}", done.display()))
+    succeed(Command::new(pip).args(["install", "--quiet", "--disable-pip-version-check"]).args(packages))?;
+    fs::write(&done, packages.join(" ")).with_context(|| format!("writing {}", done.display()))?;
+    Ok(place)
 }
 
 fn is_installed(package: &str) -> bool {

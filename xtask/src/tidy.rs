@@ -37,7 +37,7 @@ const DIRECTIONS: [(&str, &[&str]); 14] = [
     ("coact-server", &["coact-core", "coact-blocks", "coact-engine-embedded", "coact-engine-etcd"]),
     ("coact-cli", &["coact", "coact-server"]),
     ("coact-testkit", &["coact-core"]),
-    ("coact-bench", &["coact"]),
+    ("coact-bench", &["coact", "coact-engine-etcd", "coact-testkit"]),
     ("coact-lab", &["coact", "coact-testkit"]),
     ("xtask", &[]),
 ];

@@ -69,6 +69,8 @@ enum Command {
     Doctor(cmd::doctor::Doctor),
     /// Show what is held, waited for, led, used and served, again and again.
     Top(cmd::top::Top),
+    /// What engines promise, and which blocks that is enough for.
+    Guarantees(cmd::guarantees::Guarantees),
     /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
     Tour(cmd::tour::Tour),
     /// What a kind of error means and what to do about it.
@@ -86,8 +88,8 @@ enum Command {
 /// Where the data is and how it is shown.
 #[derive(Clone, Debug, Args)]
 struct Target {
-    /// The engine: coact://host:port/namespace, embedded:///path, etcd://host:port/namespace. Without it, --context,
-    /// the variable COACT_AT, the context in use, or coact://127.0.0.1:7070, in this order.
+    /// The engine: coact://host:port/namespace, embedded:///path, etcd://…, redis://…, zookeeper://…, postgres://…
+    /// (`coact guarantees` says what each promises). Without it, --context, the variable COACT_AT, the context in use, or coact://127.0.0.1:7070, in this order.
     #[arg(long, value_name = "URL", global = true)]
     at: Option<String>,
     /// A node by the name that `coact context add` gave it.
@@ -170,6 +172,7 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Context(context) => context.run(),
         Command::Doctor(doctor) => doctor.run().await,
         Command::Top(top) => top.run().await,
+        Command::Guarantees(guarantees) => guarantees.run().await,
         Command::Tour(tour) => tour.run().await,
         Command::Explain(explain) => explain.run(),
         Command::Completions { shell } => {

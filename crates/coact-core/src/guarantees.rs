@@ -264,6 +264,11 @@ impl Guarantees {
         Ok(())
     }
 
+    /// What a user would have to accept by name for a block to open; nothing if the needs are met.
+    pub fn to_accept(&self, needs: &Needs) -> Vec<Weakness> {
+        self.shortfalls(needs).into_iter().map(|(weakness, ..)| weakness).collect()
+    }
+
     fn shortfalls(&self, needs: &Needs) -> Vec<(Weakness, String, String)> {
         let mut found = Vec::new();
         let volatile = self.writes == Durability::Memory;
@@ -284,6 +289,66 @@ impl Guarantees {
             found.push((Weakness::WeakFence, need, format!("{:?} ones", self.fence)));
         }
         found
+    }
+}
+
+/// Gives each variant of an enum its stable name, as in `coact guarantees`.
+macro_rules! names {
+    ($($type:ident { $($variant:ident $(($inner:ident))? => $name:expr,)+ })+) => {
+        $(impl $type {
+            /// The stable name, as in `coact guarantees`.
+            pub fn name(self) -> String {
+                match self {
+                    $(Self::$variant $(($inner))? => ($name).to_owned(),)+
+                }
+            }
+        })+
+    };
+}
+
+names! {
+    Consistency {
+        Eventual => "eventual",
+        Sequential => "sequential",
+        Linearizable => "linearizable",
+    }
+    Durability {
+        Memory => "memory",
+        Os => "os",
+        Interval(interval) => format!("interval:{}ms", interval.as_millis()),
+        Sync => "sync",
+        Quorum => "quorum",
+    }
+    OnPartition {
+        SingleNode => "single-node",
+        MinorityStops => "minority-stops",
+        ServesStale => "serves-stale",
+        MayDiverge => "may-diverge",
+    }
+    Failover {
+        KeepsWrites => "keeps-writes",
+        MayLoseWrites => "may-lose-writes",
+    }
+    Fence {
+        PerProcess => "per-process",
+        Epoch => "epoch",
+        Strong => "strong",
+    }
+    WatchFrom {
+        Latest => "latest",
+        Revision => "revision",
+    }
+    WakeUp {
+        Told => "told",
+        Polls(pause) => format!("polls:{}ms", pause.as_millis()),
+    }
+    LeaseLife {
+        WithClient => "with-client",
+        Free => "free",
+    }
+    Increment {
+        Native => "native",
+        Emulated => "emulated",
     }
 }
 

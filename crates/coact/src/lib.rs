@@ -55,6 +55,7 @@ pub mod node {
 /// | `memory:` | the same in memory; what it forgets must be accepted: `memory:?accept=volatile` |
 /// | `coact://host:7070/namespace` | a coact node |
 /// | `etcd://host:2379[,host…]/namespace` | etcd |
+/// | `redis://host:6379[,host…]/namespace` | Redis or Valkey, alone or a Cluster; with `?sentinel=NAME` what Sentinels name |
 ///
 /// # Errors
 /// `Invalid` for a URL or an option that is wrong, `Unsupported` for a scheme that is unknown or not compiled in,
@@ -91,5 +92,14 @@ pub fn registry() -> Registry {
     let registry = registry.with(coact_engine_etcd::driver());
     #[cfg(not(feature = "etcd"))]
     let registry = registry.without("etcd", "etcd").without("coact", "etcd");
+    #[cfg(feature = "redis")]
+    let registry = registry.with(coact_engine_redis::driver());
+    #[cfg(not(feature = "redis"))]
+    let registry = without(registry, &["redis", "rediss", "valkey", "valkeys"], "redis");
     registry
+}
+
+#[cfg(not(feature = "redis"))]
+fn without(registry: Registry, schemes: &[&'static str], feature: &'static str) -> Registry {
+    schemes.iter().fold(registry, |registry, scheme| registry.without(scheme, feature))
 }

@@ -15,6 +15,7 @@ use super::{
     Holder, Kind, Lock, LockOptions, Operation,
     attempt::{Attempt, Line},
     claim::Request,
+    fence::sql_fence,
     held::{Held, guard},
     observe::leaders,
     ticket::TicketKind,
@@ -225,6 +226,7 @@ struct Proclaimed {
 }
 
 guard!(Leadership, "election");
+sql_fence!(Leadership);
 
 impl Leadership {
     /// Whether this session can be taken for the leader without asking the store, as [`is_held`](Self::is_held).

@@ -32,6 +32,7 @@ mod barrier;
 mod claim;
 mod election;
 mod entry;
+mod fence;
 mod held;
 mod latch;
 mod list;
@@ -58,6 +59,7 @@ use serde::{Deserialize, Serialize};
 
 pub use barrier::{Arrival, Barrier};
 pub use election::{Election, Leader, Leadership, PROCLAIMED_BYTES_MAX, leader, observe};
+pub use fence::SqlFence;
 pub use latch::Latch;
 pub use list::{Contender, Inspection, LockInfo, inspect, list};
 pub use multi::{MultiGuard, acquire_all, acquire_all_within};
@@ -78,7 +80,8 @@ pub const NEEDS: Needs = Needs {
     reads: Consistency::Linearizable,
     writes: Durability::Sync,
     failover: Failover::KeepsWrites,
-    fence: Fence::Strong,
+    // That tokens grow is enough: whether their writes last is the need above.
+    fence: Fence::Epoch,
 };
 
 /// The one entry of a lock in barging mode. Fair entries have 32 hexadecimal digits instead.

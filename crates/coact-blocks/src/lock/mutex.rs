@@ -15,6 +15,7 @@ use super::{
     attempt::{Attempt, Line},
     barging::Race,
     claim::Request,
+    fence::sql_fence,
     held::{Held, guard, release},
     mode_of,
     ticket::TicketKind,
@@ -214,4 +215,5 @@ pub(super) fn ensure_mode(lock: &Lock, here: Mode, entry: &Entry) -> Result<()> 
 pub struct Guard(Held);
 
 guard!(Guard, "lock");
+sql_fence!(Guard);
 release!(Guard);

@@ -12,6 +12,7 @@ use super::{
     Kind, Lock, LockOptions, Operation,
     attempt::{Attempt, Line},
     claim::{Claim, Creation, Request},
+    fence::sql_fence,
     held::{Held, guard, release},
     ticket::{DOWNGRADED_NAME, TicketKind},
 };
@@ -250,6 +251,7 @@ impl ReadGuard {
 pub struct WriteGuard(Held, RwLock);
 
 guard!(WriteGuard, "lock");
+sql_fence!(WriteGuard);
 release!(WriteGuard);
 
 impl WriteGuard {

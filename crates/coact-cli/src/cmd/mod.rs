@@ -7,6 +7,7 @@ pub(crate) mod dir;
 pub(crate) mod doctor;
 pub(crate) mod elect;
 pub(crate) mod explain;
+pub(crate) mod guarantees;
 pub(crate) mod hold;
 pub(crate) mod id;
 pub(crate) mod init;

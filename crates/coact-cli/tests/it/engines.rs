@@ -13,7 +13,7 @@ use coact::{
     id::{Generator, IdOptions, Segment, SegmentOptions},
     lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
 };
-use coact_testkit::bed::{Bed, EtcdBed, PATIENCE};
+use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, RedisBed, RedisMode};
 use futures::{StreamExt, future::join_all, pin_mut};
 
 use crate::node::Node;
@@ -50,6 +50,25 @@ impl Store {
         Self { one: open().await, two: open().await, _up: Box::new(node) }
     }
 
+    async fn redis() -> Self {
+        Self::of_redis(RedisMode::Single).await
+    }
+
+    async fn redis_sentinel() -> Self {
+        Self::of_redis(RedisMode::Sentinel).await
+    }
+
+    async fn redis_cluster() -> Self {
+        Self::of_redis(RedisMode::Cluster).await
+    }
+
+    async fn of_redis(mode: RedisMode) -> Self {
+        let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
+        bed.start().await.expect("Redis starts: `cargo xtask test` installs it");
+        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(bed) }
+    }
+
     async fn sessions(&self) -> [Session; 2] {
         let open = async |kv| Session::open(kv, SessionOptions::default()).await.expect("it answers");
         [open(&self.one).await, open(&self.two).await]
@@ -68,7 +87,7 @@ macro_rules! scenarios {
 
                 async fn scenario($store: Store) $body
 
-                scenarios!(@on memory embedded etcd node);
+                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster);
             }
         )*
     };
@@ -275,4 +294,37 @@ async fn refused_where_too_little_is_promised() {
         assert!(error.to_string().contains(" needs ") && error.to_string().contains("accept=volatile"), "{error}");
     }
     Directory::open(&kv, DirectoryOptions::default()).expect("a directory needs hardly anything");
+}
+
+/// Who may lose acknowledged writes says so, and the blocks that live by them do not open unless that is accepted.
+#[tokio::test]
+async fn refused_where_a_failover_may_lose_writes() {
+    let bed = RedisBed::new(RedisMode::Sentinel, |url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("Redis starts");
+    let accepted = bed.url("main").await;
+    let url = accepted.replace("&accept=failover-loss", "");
+    assert_ne!(url, accepted);
+    let kv = coact::open(&url).await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    let refusals = [
+        Mutex::new(&session, "x").map(drop),
+        Election::new(&session, "x").map(drop),
+        Generator::open(&session, IdOptions::default()).await.map(drop),
+        Segment::open(&kv, SegmentOptions::new("x")).await.map(drop),
+        Settings::new(&kv, Realm::default()).map(drop),
+    ];
+    for refused in refusals {
+        let error = refused.expect_err("a failover loses writes");
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        let text = error.to_string();
+        assert!(
+            text.contains("needs acknowledged writes to survive a failover, but redis://127.0.0.1:")
+                && text.ends_with("declares that a failover may lose them; choose another engine, or accept it with ?accept=failover-loss"),
+            "{text}"
+        );
+    }
+    Directory::open(&kv, DirectoryOptions::default()).expect("a directory heals by itself");
+    let kv = coact::open(&accepted).await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    Election::new(&session, "x").expect("accepted by name");
 }

@@ -50,6 +50,14 @@ impl EtcdBed {
         Self { open, server: Mutex::new(None) }
     }
 
+    /// The URL of a namespace, once it was started.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub async fn url(&self, namespace: &str) -> String {
+        self.server.lock().await.as_ref().expect("started first").ports.url(namespace)
+    }
+
     async fn start_anew(&self) -> anyhow::Result<Etcd> {
         for _ in 0..STARTS_TRIED {
             let ports = Ports { client: free_port()?, peer: free_port()? };
@@ -122,7 +130,7 @@ impl Bed for EtcdBed {
 
     fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>> {
         Box::pin(async {
-            let url = self.server.lock().await.as_ref().expect("started first").ports.url(namespace.as_str());
+            let url = self.url(namespace.as_str()).await;
             (self.open)(url).await
         })
     }

@@ -3,6 +3,7 @@
 mod etcd;
 mod node;
 mod process;
+mod redis;
 
 use std::fmt;
 
@@ -17,6 +18,7 @@ pub use self::{
     etcd::EtcdBed,
     node::NodeBed,
     process::{PATIENCE, ServerProcess, free_port, wait_until},
+    redis::{RedisBed, RedisMode},
 };
 
 /// How a bed opens a URL. The test kit knows no engine, so the caller brings one.

@@ -3,7 +3,10 @@
 use std::{
     io,
     net::SocketAddr,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,6 +43,8 @@ pub enum Direction {
 pub struct Traffic {
     /// How many connections were made to the server.
     pub connections: u64,
+    /// How often a client spoke after the server had: the round trips, while one request follows the other.
+    pub turns: u64,
     /// Bytes from clients.
     pub bytes_up: u64,
     /// Bytes from the server.
@@ -177,8 +182,14 @@ async fn carry(
     traffic.lock().connections += 1;
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
-    let up = Lane { direction: Direction::Up, faults: faults.clone(), traffic: traffic.clone() };
-    let down = Lane { direction: Direction::Down, faults, traffic };
+    let clients_turn = Arc::new(AtomicBool::new(false));
+    let up = Lane {
+        direction: Direction::Up,
+        faults: faults.clone(),
+        traffic: traffic.clone(),
+        clients_turn: clients_turn.clone(),
+    };
+    let down = Lane { direction: Direction::Down, faults, traffic, clients_turn };
     tokio::try_join!(up.run(from_client, to_server), down.run(from_server, to_client))?;
     Ok(())
 }
@@ -189,6 +200,8 @@ struct Lane {
     direction: Direction,
     faults: watch::Receiver<Faults>,
     traffic: Arc<Mutex<Traffic>>,
+    /// Whether it was the client who spoke last on this connection.
+    clients_turn: Arc<AtomicBool>,
 }
 
 impl Lane {
@@ -235,6 +248,9 @@ impl Lane {
 
     fn count(&self, scanner: &mut Scanner, piece: &[u8]) {
         let mut traffic = self.traffic.lock();
+        let is_up = self.direction == Direction::Up;
+        let was_up = self.clients_turn.swap(is_up, Ordering::SeqCst);
+        traffic.turns += u64::from(is_up && !was_up);
         let Traffic { bytes_up, bytes_down, frames_up, frames_down, .. } = &mut *traffic;
         let (bytes, frames) = match self.direction {
             Direction::Up => (bytes_up, frames_up),

@@ -1,9 +1,9 @@
 //! `coact tour`: the blocks on a real file, with processes that are killed, and a proof at the end.
 //!
-//! A node runs in a temporary directory. Worker processes take the lines of a file one by one: lock, read the cursor,
+//! A node runs in a temporary directory, or an engine that is there already serves (`--at`). Worker processes take the lines of a file one by one: lock, read the cursor,
 //! stamp the line with an id, write line and cursor in one transaction that carries the fencing token, release. One
-//! worker and the node get kill -9 in the middle. At the end every line must be there once, and the run says so only
-//! after it has looked.
+//! worker and the node get kill -9 in the middle; an engine that is not ours is left alone. At the end every line must be
+//! there once, and the run says so only after it has looked.
 
 mod proof;
 pub(crate) mod worker;
@@ -17,7 +17,10 @@ use std::{
 };
 
 use clap::Args;
-use coact::{Env, Error, ErrorKind, KvHandle, Result};
+use coact::{
+    Env, Error, ErrorKind, KvHandle, Realm, Result, Url,
+    kv::{Order, Txn, Write},
+};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -46,6 +49,10 @@ const LINE_BYTES_MAX: usize = 60 * 1024;
 /// Arguments of `coact tour`.
 #[derive(Debug, Args)]
 pub(crate) struct Tour {
+    /// Work on this engine instead of a node of our own, in a namespace that is made for the run and emptied after it:
+    /// etcd://…, redis://…, zookeeper://…, postgres://…, coact://…
+    #[arg(long, value_name = "URL")]
+    at: Option<String>,
     /// The file whose lines are worked on [default: a log of this machine].
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
@@ -69,7 +76,19 @@ impl Tour {
         let env = Env::real();
         let mut show = Timeline::new(env.clone(), lines.len());
         show.event(&format!("{} lines of {}, {} workers", lines.len(), input.display(), self.workers));
-        let run = Run { place: place.path(), input: &input, lines: &lines, workers: self.workers, env: env.clone() };
+        let url = match &self.at {
+            Some(at) => of_namespace(at, &format!("tour-{:016x}", env.random()))?,
+            None => format!("coact://127.0.0.1:{}/tour", free_port()?),
+        };
+        let run = Run {
+            place: place.path(),
+            input: &input,
+            lines: &lines,
+            workers: self.workers,
+            env: env.clone(),
+            owns_node: self.at.is_none(),
+            url,
+        };
         let Some(outcome) = env.timeout(DEADLINE, run.to_the_end(&mut show, &result)).await else {
             return Err(Error::new(ErrorKind::Unavailable, format!("the tour did not end within {DEADLINE:?}")));
         };
@@ -122,24 +141,31 @@ struct Run<'a> {
     lines: &'a [Vec<u8>],
     workers: u64,
     env: Env,
+    /// Where the workers work.
+    url: String,
+    /// Whether a node of our own serves it.
+    owns_node: bool,
 }
 
 impl Run<'_> {
     async fn to_the_end(&self, show: &mut Timeline, result: &Path) -> Result<proof::Proof> {
-        let port = free_port()?;
-        let mut node = self.start_node(port).await?;
-        show.event(&format!("the node is up on 127.0.0.1:{port}, pid {}", pid(&node)));
+        let mut node = None;
+        if self.owns_node {
+            node = Some(self.start_node(show, "up").await?);
+        } else {
+            show.event(&format!("{} serves", self.open().await?.describe()));
+        }
         let (progress, mut reports) = mpsc::channel(1024);
         let mut workers = Vec::new();
         for number in 0..self.workers {
-            workers.push(self.start_worker(number, port, progress.clone())?);
+            workers.push(self.start_worker(number, progress.clone())?);
         }
         drop(progress);
         show.event("the workers began");
 
         let (kill_worker, kill_node) = (self.lines.len() / 3, self.lines.len() * 3 / 5);
         let mut killed_worker = false;
-        let mut killed_node = false;
+        let mut killed_node = !self.owns_node;
         let mut done = 0;
         while let Some(line) = reports.recv().await {
             done = done.max(line + 1);
@@ -149,12 +175,14 @@ impl Run<'_> {
                 show.event(&format!("{done} lines done: kill -9 of worker 1, pid {}", pid(&workers[0])));
                 kill(&mut workers[0]).await?;
             }
-            if done >= kill_node && !killed_node {
+            if done >= kill_node
+                && !killed_node
+                && let Some(running) = &mut node
+            {
                 killed_node = true;
-                show.event(&format!("{done} lines done: kill -9 of the node, pid {}", pid(&node)));
-                kill(&mut node).await?;
-                node = self.start_node(port).await?;
-                show.event(&format!("the node is up again, pid {}", pid(&node)));
+                show.event(&format!("{done} lines done: kill -9 of the node, pid {}", pid(running)));
+                kill(running).await?;
+                *running = self.start_node(show, "up again").await?;
             }
         }
         for (number, worker) in workers.iter_mut().enumerate().skip(1) {
@@ -167,22 +195,29 @@ impl Run<'_> {
         if !killed_worker || !killed_node {
             return Err(failed("the run ended before the worker and the node were killed".to_owned()));
         }
-        let kv = self.open(port).await?;
+        let kv = self.open().await?;
         let proof = proof::prove(&kv, self.lines, result).await?;
-        drop(kv);
-        self.stop_node(&mut node).await?;
-        show.event("the node ended politely");
+        if let Some(node) = &mut node {
+            drop(kv);
+            self.stop_node(node).await?;
+            show.event("the node ended politely");
+        } else {
+            empty(&kv).await?;
+            kv.close().await?;
+            show.event("the namespace is empty again");
+        }
         Ok(proof)
     }
 
-    async fn start_node(&self, port: u16) -> Result<Child> {
+    async fn start_node(&self, show: &Timeline, how: &str) -> Result<Child> {
+        let address = self.url.trim_start_matches("coact://").split('/').next().unwrap_or_default();
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.place.join("node.log"))
             .map_err(cannot("open the node's log"))?;
         let mut node = command()?
-            .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--data"])
+            .args(["serve", "--listen", address, "--data"])
             .arg(self.place.join("data"))
             .stdin(Stdio::null())
             .stderr(log)
@@ -194,7 +229,8 @@ impl Run<'_> {
                 let log = std::fs::read_to_string(self.place.join("node.log")).unwrap_or_default();
                 return Err(failed(format!("the node ended with {status}: {log}")));
             }
-            if self.open(port).await.is_ok() {
+            if self.open().await.is_ok() {
+                show.event(&format!("the node is {how} on {address}, pid {}", pid(&node)));
                 return Ok(node);
             }
             self.env.sleep(Duration::from_millis(20)).await;
@@ -213,9 +249,9 @@ impl Run<'_> {
         if status.success() { Ok(()) } else { Err(failed(format!("the node ended with {status}"))) }
     }
 
-    fn start_worker(&self, number: u64, port: u16, progress: mpsc::Sender<usize>) -> Result<Child> {
+    fn start_worker(&self, number: u64, progress: mpsc::Sender<usize>) -> Result<Child> {
         let mut worker = command()?
-            .args(["tour-worker", "--at", &node_url(port), "--number", &(number + 1).to_string(), "--lines"])
+            .args(["tour-worker", "--at", &self.url, "--number", &(number + 1).to_string(), "--lines"])
             .arg(self.lines.len().to_string())
             .arg("--input")
             .arg(self.input)
@@ -239,13 +275,41 @@ impl Run<'_> {
         Ok(worker)
     }
 
-    async fn open(&self, port: u16) -> Result<KvHandle> {
-        coact::open(&node_url(port)).await
+    async fn open(&self) -> Result<KvHandle> {
+        coact::open(&self.url).await
     }
 }
 
-fn node_url(port: u16) -> String {
-    format!("coact://127.0.0.1:{port}/tour")
+/// The same engine with another namespace.
+fn of_namespace(at: &str, namespace: &str) -> Result<String> {
+    let url = Url::parse(at)?;
+    if url.hosts().is_empty() {
+        return Err(Error::invalid(format!(
+            "{url} belongs to one process, and the tour has several: leave --at out, or name a server"
+        )));
+    }
+    let (before, query) =
+        at.split_once('?').map_or((at, String::new()), |(before, query)| (before, format!("?{query}")));
+    let authority = before.strip_suffix(url.path()).unwrap_or(before);
+    Ok(format!("{authority}/{namespace}{query}"))
+}
+
+/// Deletes all that the tour wrote.
+async fn empty(kv: &KvHandle) -> Result<()> {
+    let realm = Realm::default();
+    loop {
+        let dirs = kv.dirs(&realm, "", "", 100).await?;
+        if dirs.is_empty() {
+            return Ok(());
+        }
+        for dir in dirs {
+            let page = kv.list(&dir, Order::Name { after: String::new() }, 1000).await?;
+            for some in page.entries.chunks(kv.guarantees().limits.writes) {
+                let writes = some.iter().map(|entry| Write::Delete(entry.key.clone())).collect();
+                let _ = kv.txn(&realm, Txn { writes, ..Txn::default() }).await?;
+            }
+        }
+    }
 }
 
 fn command() -> Result<Command> {
@@ -299,5 +363,23 @@ impl Timeline {
             self.shown_tenth = tenth;
             self.event(&format!("{:3} %  {}{}", tenth * 10, "#".repeat(tenth * 3), ".".repeat(30 - tenth * 3)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_has_a_namespace_of_its_own() {
+        for (at, expected) in [
+            ("etcd://h:1", "etcd://h:1/t"),
+            ("etcd://h:1,i:2/shop?timeout=1s", "etcd://h:1,i:2/t?timeout=1s"),
+            ("redis://u:p@h/", "redis://u:p@h/t"),
+        ] {
+            assert_eq!(of_namespace(at, "t").expect("a server"), expected);
+        }
+        let error = of_namespace("embedded:///var/lib/coact", "t").expect_err("one process").to_string();
+        assert!(error.contains("leave --at out"), "{error}");
     }
 }

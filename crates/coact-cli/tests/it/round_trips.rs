@@ -1,0 +1,62 @@
+//! What an uncontended lock costs in round trips, counted by a proxy between the client and the store: one to acquire,
+//! one to release, on every engine.
+
+use coact::{Session, SessionOptions, Url, lock::Mutex};
+use coact_testkit::{
+    bed::{Bed, EtcdBed, RedisBed, RedisMode},
+    fault::{Proxy, Traffic},
+};
+
+use crate::node::Node;
+
+const ROUNDS: usize = 21;
+
+/// HTTP/2 has frames of its own between the answers: there a call is what begins with headers.
+fn calls(traffic: Traffic) -> u64 {
+    traffic.frames_up.headers
+}
+
+fn turns(traffic: Traffic) -> u64 {
+    traffic.turns
+}
+
+/// Acquires and releases through a proxy. A heartbeat may come between, so it is the usual count that counts.
+async fn costs(url: &str, count: fn(Traffic) -> u64) -> (u64, u64) {
+    let host = Url::parse(url).expect("a URL").hosts()[0].to_string();
+    let proxy = Proxy::start(host.parse().expect("an address")).await.expect("a proxy");
+    let kv = coact::open(&url.replacen(&host, &proxy.address().to_string(), 1)).await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    let mutex = Mutex::new(&session, "x").expect("valid");
+    let (mut acquiring, mut releasing) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let before = count(proxy.traffic());
+        let guard = mutex.acquire().await.expect("granted");
+        let held = count(proxy.traffic());
+        guard.release().await.expect("held");
+        acquiring.push(held - before);
+        releasing.push(count(proxy.traffic()) - held);
+    }
+    acquiring.sort_unstable();
+    releasing.sort_unstable();
+    (acquiring[ROUNDS / 2], releasing[ROUNDS / 2])
+}
+
+#[tokio::test]
+async fn etcd() {
+    let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("etcd starts");
+    assert_eq!(costs(&bed.url("main").await, calls).await, (1, 1));
+}
+
+#[tokio::test]
+async fn node() {
+    let node = Node::start().await;
+    assert_eq!(costs(&node.url("main"), calls).await, (1, 1));
+}
+
+#[tokio::test]
+async fn redis() {
+    let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("Redis starts");
+    assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
+}
