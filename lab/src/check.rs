@@ -22,8 +22,9 @@ use crate::{
 };
 
 const SECOND: u64 = 1_000_000_000;
-/// How long a store may take to notice that a lease has ended, and its watchers to hear of it.
-const SWEEP: u64 = SECOND;
+/// How long a store may take to notice that a lease has ended, and its watchers to hear of it; etcd also gives every lease
+/// an election's time more when the leader changes.
+const SWEEP: u64 = 2 * SECOND;
 /// How long everything may take to be as before once a fault is over.
 const SETTLE: u64 = 4 * SECOND;
 /// A call that began this soon after the cut may have got through.
@@ -326,12 +327,16 @@ fn ghosts(seen: &Seen, recovered_ms: Option<u64>) -> (usize, Vec<String>) {
     for away in fault.struck.iter().filter(|_| fault.cut).chain(&fault.paused) {
         lives.excuse(Some(away), fault.from, fault.to + SETTLE);
     }
-    // While nobody leads, no lease is kept or ended.
+    // While nobody leads, no lease is kept or ended; an election may outlast a lease of its length.
     let without_leader = recovered_ms.unwrap_or_default() * 1_000_000;
-    let linger = 2 * TTL.as_nanos() as u64 + SWEEP + without_leader;
-    let linger = if fault.killed.is_some() { linger - TTL.as_nanos() as u64 } else { linger };
-    let bounds = Bounds { linger, settle: SETTLE, end: fault.stopped };
-    (lives.views(), lives.check(bounds))
+    let linger = TTL.as_nanos() as u64 + SWEEP + without_leader;
+    let end = fault.stopped;
+    let mut violations = lives.check(Bounds { linger, settle: u64::MAX / 2, end });
+    if fault.leader_struck {
+        lives.excuse(None, fault.from, fault.to + SETTLE);
+    }
+    violations.extend(lives.check(Bounds { linger: u64::MAX / 2, settle: SETTLE, end }));
+    (lives.views(), violations)
 }
 
 /// Whom an observer is shown; `None` if it knows itself that its list is old.

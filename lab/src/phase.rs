@@ -62,14 +62,22 @@ impl Nemesis {
         Duration::from_millis(match self {
             Self::IsolateLeader => 4_500,
             Self::IsolateFollower | Self::OneWay | Self::PauseLeader | Self::PauseHolder => 3_500,
-            Self::Kill => 2_500,
+            Self::Kill => 3_000,
             Self::StepClock => 2_000,
         })
+    }
+
+    /// How long it is watched afterwards: after a death, until nobody may be shown the dead.
+    fn watched_after(self) -> Duration {
+        Duration::from_millis(if self == Self::Kill { 4_000 } else { 2_000 })
+    }
+
+    fn strikes_leader(self) -> bool {
+        matches!(self, Self::IsolateLeader | Self::OneWay | Self::PauseLeader | Self::Kill)
     }
 }
 
 const BEFORE: Duration = Duration::from_millis(1_000);
-const AFTER: Duration = Duration::from_millis(2_000);
 /// How long opening, reading everything at the end, and closing may each take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -94,6 +102,8 @@ pub(crate) struct Fault {
     pub(crate) struck: Option<String>,
     /// Whether the client there is cut off from the majority.
     pub(crate) cut: bool,
+    /// Whether another server has to lead.
+    pub(crate) leader_struck: bool,
     /// The client that was paused.
     pub(crate) paused: Option<String>,
     /// The client that was killed.
@@ -129,9 +139,10 @@ pub(crate) async fn run(net: &Net, cluster: &mut dyn Cluster, plan: &Plan) -> Re
     Env::real().sleep(BEFORE).await;
     let mut stage = Stage { net, cluster, clients: &mut clients, log: &log, protected: &protected };
     let mut fault = stage.strike(plan.nemesis, leader, other).await?;
-    Env::real().sleep(AFTER).await;
+    Env::real().sleep(plan.nemesis.watched_after()).await;
     fault.stopped = log.note("stop", Value::Null);
     tell(&mut clients, "stop").await;
+    cluster.settle().await?;
     wait_whole(cluster).await?;
     tell(&mut clients[other_than(&fault, leader) - 1..][..1], "final").await;
     wait_for(&log, "final", 1).await?;
@@ -166,7 +177,7 @@ impl Stage<'_, '_> {
     /// Strikes, waits, and mends.
     async fn strike(&mut self, nemesis: Nemesis, leader: usize, other: usize) -> Result<Fault> {
         let lasts = nemesis.lasts();
-        let mut fault = Fault { struck: Some(name(leader)), ..Fault::default() };
+        let mut fault = Fault { struck: Some(name(leader)), leader_struck: nemesis.strikes_leader(), ..Fault::default() };
         match nemesis {
             Nemesis::IsolateLeader | Nemesis::IsolateFollower | Nemesis::OneWay => {
                 let host = if nemesis == Nemesis::IsolateFollower { other } else { leader };
@@ -181,17 +192,17 @@ impl Stage<'_, '_> {
                 }
                 self.until(fault.from, lasts).await;
                 fault.to = self.begin("heal");
+                self.cluster.shoot(host);
                 self.net.heal()?;
-                self.cluster.rejoin(host).await?;
             }
             Nemesis::PauseLeader => {
                 fault.from = self.begin(&format!("pause the server of {}", name(leader)));
-                self.cluster.servers().pause(leader)?;
+                self.cluster.pause(leader)?;
                 self.cluster.take_over_from(leader).await?;
                 self.until(fault.from, lasts).await;
                 fault.to = self.begin("resume");
-                self.cluster.servers().resume(leader)?;
-                self.cluster.rejoin(leader).await?;
+                self.cluster.shoot(leader);
+                self.cluster.resume(leader)?;
             }
             Nemesis::PauseHolder => {
                 let holder = self.protected.holder().await.context("nobody holds the lock")?;
@@ -212,7 +223,6 @@ impl Stage<'_, '_> {
                 self.until(fault.from, lasts).await;
                 fault.to = self.begin("restart");
                 self.cluster.restart(leader)?;
-                self.cluster.rejoin(leader).await?;
             }
             Nemesis::StepClock => {
                 fault.from = self.begin(&format!("the clocks of {} go back an hour", name(leader)));
@@ -251,8 +261,8 @@ impl Log {
         let path = &plan.history;
         let mut file = File::create(path).with_context(|| format!("writing {}", path.display()))?;
         let (engine, nemesis) = (plan.engine, plan.nemesis.name());
-        let lasts = plan.nemesis.lasts().as_millis();
-        let schedule = json!({ "before_ms": BEFORE.as_millis(), "fault_ms": lasts, "after_ms": AFTER.as_millis() });
+        let (lasts, after) = (plan.nemesis.lasts().as_millis(), plan.nemesis.watched_after().as_millis());
+        let schedule = json!({ "before_ms": BEFORE.as_millis(), "fault_ms": lasts, "after_ms": after });
         let header = json!({ "engine": engine, "nemesis": nemesis, "seed": plan.seed, "schedule": schedule });
         writeln!(file, "{header}")?;
         Ok(Self(Arc::new(Mutex::new(Written { file, events: Vec::new() }))))

@@ -48,7 +48,7 @@ impl Outcome {
 
 /// A phase with less than this shows nothing.
 const ACKNOWLEDGED_MIN: usize = 200;
-const GRANTS_MIN: usize = 10;
+const GRANTS_MIN: usize = 5;
 const IDS_MIN: usize = 1_000;
 const CHANGES_MIN: usize = 100;
 const VIEWS_MIN: usize = 3;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Cluster, Servers, ask, hosts_from};
 use crate::net::{HOSTS, Net, Run, address};
 
-pub(super) const MADE_OF: &str = "three members of Debian's etcd 3.4, elections after 1 s; it reads the kernel's clock, so \
+pub(super) const MADE_OF: &str = "Three members of Debian's etcd 3.4, elections after 1 s; it reads the kernel's clock, so \
                                   only the clients' wall clock is stepped";
 const ETCD: &str = "/usr/bin/etcd";
 const ETCDCTL: &str = "/usr/bin/etcdctl";

@@ -1,6 +1,9 @@
 //! Real clusters of three, one server on each host of the lab's network.
 
 mod etcd;
+mod postgres;
+mod redis;
+mod zookeeper;
 
 use std::{
     path::{Path, PathBuf},
@@ -20,12 +23,18 @@ use crate::net::{HOSTS, Net};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Engine {
     Etcd,
+    Zookeeper,
+    Redis,
+    Postgres,
 }
 
 impl Engine {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",
+            Self::Zookeeper => "zookeeper",
+            Self::Redis => "redis",
+            Self::Postgres => "postgres",
         }
     }
 
@@ -33,6 +42,9 @@ impl Engine {
     pub(crate) fn made_of(self) -> &'static str {
         match self {
             Self::Etcd => etcd::MADE_OF,
+            Self::Zookeeper => zookeeper::MADE_OF,
+            Self::Redis => redis::MADE_OF,
+            Self::Postgres => postgres::MADE_OF,
         }
     }
 
@@ -40,6 +52,9 @@ impl Engine {
     pub(crate) async fn start<'a>(self, net: &'a Net, place: &Path) -> Result<Box<dyn Cluster + 'a>> {
         let mut cluster: Box<dyn Cluster + 'a> = match self {
             Self::Etcd => Box::new(etcd::Etcd::start(net, place)?),
+            Self::Zookeeper => Box::new(zookeeper::Zookeeper::start(net, place)?),
+            Self::Redis => Box::new(redis::Redis::start(net, place).await?),
+            Self::Postgres => Box::new(postgres::Postgres::start(net, place).await?),
         };
         wait_whole(cluster.as_mut()).await?;
         Ok(cluster)
@@ -72,9 +87,24 @@ pub(crate) trait Cluster {
         Box::pin(async { Ok(()) })
     }
 
-    /// What this cluster leaves to the lab once a fault is over: a server that was replaced joins again.
-    fn rejoin(&mut self, host: usize) -> LocalBoxFuture<'_, Result<()>> {
+    /// Stops the server of this host in its tracks.
+    fn pause(&mut self, host: usize) -> Result<()> {
+        self.servers().pause(host)
+    }
+
+    /// Lets it go on.
+    fn resume(&mut self, host: usize) -> Result<()> {
+        self.servers().resume(host)
+    }
+
+    /// Before a struck host can be reached again: its server is killed if another has taken over, and this cluster leaves
+    /// that to the lab.
+    fn shoot(&mut self, host: usize) {
         let _ = host;
+    }
+
+    /// What this cluster leaves to the lab once the workloads have ended: a server that was replaced joins again.
+    fn settle(&mut self) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
 }
@@ -111,6 +141,11 @@ impl Servers {
 
     pub(crate) fn resume(&self, host: usize) -> Result<()> {
         self.of(host).try_for_each(ServerProcess::resume)
+    }
+
+    /// Their process numbers.
+    fn ids(&self, host: usize) -> impl Iterator<Item = u32> {
+        self.of(host).map(ServerProcess::id)
     }
 
     pub(crate) fn kill(&mut self, host: usize) {

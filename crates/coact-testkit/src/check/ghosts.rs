@@ -83,13 +83,13 @@ impl Lives {
     ) {
         for instance in shown {
             let Some(dead) = self.dead_since(instance, from) else { continue };
-            if let Some(at) = self.outside(from.max(dead + bounds.linger), to, &[observer]) {
+            if let Some(at) = self.outside(from.max(dead.saturating_add(bounds.linger)), to, &[observer]) {
                 violations.push(format!("{observer} is shown {instance} at {at}, which is dead since {dead}"));
             }
         }
         for (instance, lives) in self.lives.iter().filter(|(instance, _)| !shown.contains(*instance)) {
             for (up, down) in lives {
-                let (from, to) = (from.max(up + bounds.settle), to.min(down.unwrap_or(u64::MAX)));
+                let (from, to) = (from.max(up.saturating_add(bounds.settle)), to.min(down.unwrap_or(u64::MAX)));
                 if let Some(at) = self.outside(from, to, &[observer, instance]) {
                     violations.push(format!("{observer} is not shown {instance} at {at}, which lives since {up}"));
                 }
