@@ -14,6 +14,8 @@ pub(crate) const HOSTS: usize = 3;
 /// Every namespace of every lab begins so; its process number follows.
 const PREFIX: &str = "coact-lab-";
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+/// Loaded before a program's own allocator, which may read the clock before the false one is ready (jemalloc in Redis).
+const LIBC: &str = "/lib/x86_64-linux-gnu/libc.so.6";
 
 /// A switch and its hosts, removed when dropped.
 #[derive(Debug)]
@@ -80,7 +82,7 @@ impl Net {
         }
         command.args(["--", "env"]);
         if let Some(clock) = how.clock {
-            command.arg(format!("LD_PRELOAD={FAKETIME}"));
+            command.arg(format!("LD_PRELOAD={FAKETIME}:{LIBC}"));
             command.arg(format!("FAKETIME_TIMESTAMP_FILE={}", clock.display()));
             command.args(["FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"]);
         }
