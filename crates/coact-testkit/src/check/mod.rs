@@ -1,5 +1,6 @@
 //! Checkers: they watch what happened and say whether it may happen.
 
+pub mod ghosts;
 pub mod linearizable;
 pub mod tokens;
 pub mod unique;
