@@ -240,7 +240,10 @@ mod tests {
             node: "h1".to_owned(),
         };
         let line = serde_json::to_string(&event).expect("written");
-        assert_eq!(line, r#"{"t":5,"p":"h1.register-0.0","type":"ok","f":"put","key":"r1","value":7,"rev":9,"node":"h1"}"#);
+        assert_eq!(
+            line,
+            r#"{"t":5,"p":"h1.register-0.0","type":"ok","f":"put","key":"r1","value":7,"rev":9,"node":"h1"}"#
+        );
         assert_eq!(serde_json::from_str::<Event>(&line).expect("read"), event);
     }
 

@@ -89,7 +89,13 @@ async fn run(lab: Lab) -> Result<()> {
         println!("lab: wrote {}", lab.page.display());
     }
     let wrong: Vec<_> = outcomes.iter().filter(|outcome| !outcome.wrong.is_empty()).map(complaint).collect();
-    ensure!(wrong.is_empty(), "{} of {} phases were not as declared:\n{}", wrong.len(), outcomes.len(), wrong.join("\n"));
+    ensure!(
+        wrong.is_empty(),
+        "{} of {} phases were not as declared:\n{}",
+        wrong.len(),
+        outcomes.len(),
+        wrong.join("\n")
+    );
     println!("lab: {} phases, all as declared", outcomes.len());
     Ok(())
 }

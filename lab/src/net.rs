@@ -35,9 +35,7 @@ pub(crate) struct Run<'a> {
 impl Net {
     /// Says in one sentence what this machine lacks, if it lacks anything.
     pub(crate) fn preflight() -> Result<()> {
-        for (program, package) in
-            [("ip", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux")]
-        {
+        for (program, package) in [("ip", "iproute2"), ("nft", "nftables"), ("setpriv", "util-linux")] {
             let found = Command::new(program).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
             ensure!(found.is_ok(), "the lab needs `{program}`: apt-get install {package}");
         }

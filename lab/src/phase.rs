@@ -177,7 +177,8 @@ impl Stage<'_, '_> {
     /// Strikes, waits, and mends.
     async fn strike(&mut self, nemesis: Nemesis, leader: usize, other: usize) -> Result<Fault> {
         let lasts = nemesis.lasts();
-        let mut fault = Fault { struck: Some(name(leader)), leader_struck: nemesis.strikes_leader(), ..Fault::default() };
+        let mut fault =
+            Fault { struck: Some(name(leader)), leader_struck: nemesis.strikes_leader(), ..Fault::default() };
         match nemesis {
             Nemesis::IsolateLeader | Nemesis::IsolateFollower | Nemesis::OneWay => {
                 let host = if nemesis == Nemesis::IsolateFollower { other } else { leader };
@@ -217,7 +218,8 @@ impl Stage<'_, '_> {
             Nemesis::Kill => {
                 fault.killed = Some(name(other));
                 self.clients[other - 1].child.kill().await.context("killing a client")?;
-                fault.from = self.begin(&format!("kill the client of {} and the server of {}", name(other), name(leader)));
+                fault.from =
+                    self.begin(&format!("kill the client of {} and the server of {}", name(other), name(leader)));
                 self.cluster.servers().kill(leader);
                 self.cluster.take_over_from(leader).await?;
                 self.until(fault.from, lasts).await;

@@ -63,7 +63,8 @@ pub(crate) fn judge(shown: &Shown, nemesis: Nemesis) -> Vec<String> {
             wrong.push(text);
         }
     };
-    let enough = |have: usize, least: usize, what: &str| (have >= least, format!("only {have} {what}, which shows nothing"));
+    let enough =
+        |have: usize, least: usize, what: &str| (have >= least, format!("only {have} {what}, which shows nothing"));
     for (fine, text) in [
         enough(counts.acknowledged, ACKNOWLEDGED_MIN, "operations were acknowledged"),
         enough(counts.grants, GRANTS_MIN, "locks were granted"),
@@ -81,7 +82,10 @@ pub(crate) fn judge(shown: &Shown, nemesis: Nemesis) -> Vec<String> {
         unless(on_cut_side >= CUT_MIN, format!("only {on_cut_side} writes were tried on the cut side"));
     }
     if nemesis == Nemesis::PauseHolder {
-        unless(shown.fenced.refused > 0, "the fence refused nothing, though the holder of the lock was paused".to_owned());
+        unless(
+            shown.fenced.refused > 0,
+            "the fence refused nothing, though the holder of the lock was paused".to_owned(),
+        );
         let late = !shown.control.violations.is_empty();
         unless(late, "the control without tokens took no late write, so the fence was not tried".to_owned());
     }
@@ -138,11 +142,7 @@ fn observed(shown: &Shown) -> String {
     say(!shown.ghosts.is_empty(), format!("{} findings of the directory", shown.ghosts.len()));
     say(
         shown.fenced.refused > 0,
-        format!(
-            "fence refused {} late writes (control took {})",
-            shown.fenced.refused,
-            shown.control.violations.len()
-        ),
+        format!("fence refused {} late writes (control took {})", shown.fenced.refused, shown.control.violations.len()),
     );
     if words.is_empty() { "nothing lost, nothing stale".to_owned() } else { words.join("; ") }
 }
@@ -172,7 +172,11 @@ fn tables(outcomes: &[Outcome]) -> String {
                 Nemesis::PauseHolder | Nemesis::StepClock => "–".to_owned(),
                 _ => ms(outcome.shown.rejoined_ms),
             };
-            let verdict = if outcome.wrong.is_empty() { "yes".to_owned() } else { format!("**no**: {}", outcome.wrong.join("; ")) };
+            let verdict = if outcome.wrong.is_empty() {
+                "yes".to_owned()
+            } else {
+                format!("**no**: {}", outcome.wrong.join("; "))
+            };
             let (name, others) = (outcome.nemesis.name(), ms(outcome.shown.recovered_ms));
             let _ = writeln!(text, "| {name} | {} | {others} | {struck} | {verdict} |", observed(&outcome.shown));
         }
@@ -182,10 +186,13 @@ fn tables(outcomes: &[Outcome]) -> String {
 
 /// What each engine declared on these clusters.
 fn declared_table(outcomes: &[Outcome], engines: &[Engine]) -> String {
-    let of = |engine: &Engine| outcomes.iter().find(|outcome| outcome.engine == *engine).map(|found| &found.shown.declared.all);
+    let of = |engine: &Engine| {
+        outcomes.iter().find(|outcome| outcome.engine == *engine).map(|found| &found.shown.declared.all)
+    };
     let declared: Vec<_> = engines.iter().filter_map(of).collect();
     let names: Vec<_> = engines.iter().map(|engine| engine.name()).collect();
-    let mut text = format!("### Declared\n\n| guarantee | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    let mut text =
+        format!("### Declared\n\n| guarantee | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
     for (row, (name, _)) in declared.first().into_iter().flat_map(|all| all.iter()).enumerate() {
         let cells: Vec<_> = declared.iter().map(|all| all.get(row).map_or("", |(_, value)| value)).collect();
         let _ = writeln!(text, "| {name} | {} |", cells.join(" | "));

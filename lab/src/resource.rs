@@ -100,7 +100,8 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) async fn connect(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).await.with_context(|| format!("connecting to {}", socket.display()))?;
+        let stream =
+            UnixStream::connect(socket).await.with_context(|| format!("connecting to {}", socket.display()))?;
         let (reader, writer) = stream.into_split();
         Ok(Self { lines: BufReader::new(reader).lines(), writer })
     }

@@ -1,6 +1,7 @@
 //! A lock on each engine beside what a user would pick on that very server: the bare primitive, and full-featured peers.
 
 mod etcd;
+mod postgres;
 mod python;
 mod redis;
 
@@ -25,6 +26,8 @@ pub(crate) enum Engine {
     Redis,
     /// The lock that etcd's server brings, as its clients use it.
     Etcd,
+    /// Advisory locks; a row with a unique key.
+    Postgres,
 }
 
 /// How many clients want one lock.
@@ -45,6 +48,7 @@ pub(crate) async fn run(engine: Engine, time: Duration) {
     match engine {
         Engine::Redis => redis::run(time).await,
         Engine::Etcd => etcd::run(time).await,
+        Engine::Postgres => postgres::run(time).await,
     }
 }
 

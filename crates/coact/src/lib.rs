@@ -40,6 +40,8 @@ pub use coact_core::{
 };
 #[cfg(feature = "embedded")]
 pub use coact_engine_embedded as embedded;
+#[cfg(feature = "postgres")]
+pub use coact_engine_postgres as postgres;
 
 /// Plain requests to a coact node: what its HTTP pages answer.
 #[cfg(feature = "etcd")]
@@ -55,6 +57,7 @@ pub mod node {
 /// | `memory:` | the same in memory; what it forgets must be accepted: `memory:?accept=volatile` |
 /// | `coact://host:7070/namespace` | a coact node |
 /// | `etcd://host:2379[,host…]/namespace` | etcd |
+/// | `postgres://user@host:5432/namespace` | PostgreSQL |
 /// | `redis://host:6379[,host…]/namespace` | Redis or Valkey, alone or a Cluster; with `?sentinel=NAME` what Sentinels name |
 ///
 /// # Errors
@@ -92,6 +95,10 @@ pub fn registry() -> Registry {
     let registry = registry.with(coact_engine_etcd::driver());
     #[cfg(not(feature = "etcd"))]
     let registry = registry.without("etcd", "etcd").without("coact", "etcd");
+    #[cfg(feature = "postgres")]
+    let registry = registry.with(coact_engine_postgres::driver());
+    #[cfg(not(feature = "postgres"))]
+    let registry = without(registry, &["postgres", "postgresql"], "postgres");
     #[cfg(feature = "redis")]
     let registry = registry.with(coact_engine_redis::driver());
     #[cfg(not(feature = "redis"))]
@@ -99,7 +106,7 @@ pub fn registry() -> Registry {
     registry
 }
 
-#[cfg(not(feature = "redis"))]
+#[cfg(not(all(feature = "postgres", feature = "redis")))]
 fn without(registry: Registry, schemes: &[&'static str], feature: &'static str) -> Registry {
     schemes.iter().fold(registry, |registry, scheme| registry.without(scheme, feature))
 }

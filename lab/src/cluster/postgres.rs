@@ -17,8 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::{Cluster, Servers, ask, hosts_from};
 use crate::net::{HOSTS, Net, Run, address, step_clock};
 
-pub(super) const MADE_OF: &str =
-    "A primary and two standbys of Debian's PostgreSQL 15, `synchronous_standby_names = 'ANY 1 (h1, h2, h3)'`. It has no \
+pub(super) const MADE_OF: &str = "A primary and two standbys of Debian's PostgreSQL 15, `synchronous_standby_names = 'ANY 1 (h1, h2, h3)'`. It has no \
      failover of its own: the lab promotes the standby with more of the log a second after the strike, kills the old \
      primary before its host can be reached again, and makes it a standby anew after the workloads have ended";
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
@@ -141,14 +140,16 @@ impl<'a> Postgres<'a> {
 
     /// Empty directories that belong to the server's user.
     fn empty(&self, host: usize) -> Result<()> {
-        let owner = fs::metadata("/var/lib/postgresql").context("the user postgres has no home: install postgresql-15")?;
+        let owner =
+            fs::metadata("/var/lib/postgresql").context("the user postgres has no home: install postgresql-15")?;
         for path in [self.data(host), self.place.join(format!("socket-{host}"))] {
             if path.exists() {
                 fs::remove_dir_all(&path)?;
             }
             fs::create_dir(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
-            let (user, group) = (std::os::unix::fs::MetadataExt::uid(&owner), std::os::unix::fs::MetadataExt::gid(&owner));
+            let (user, group) =
+                (std::os::unix::fs::MetadataExt::uid(&owner), std::os::unix::fs::MetadataExt::gid(&owner));
             chown(&path, Some(user), Some(group))?;
         }
         Ok(())
@@ -156,7 +157,8 @@ impl<'a> Postgres<'a> {
 
     /// How much of the log a standby has.
     async fn received(&self, host: usize) -> Option<u64> {
-        let sql = "SELECT pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0')::bigint";
+        let sql =
+            "SELECT pg_wal_lsn_diff(greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()), '0/0')::bigint";
         self.sql(host, sql).await?.parse().ok()
     }
 

@@ -14,8 +14,7 @@ use futures::future::{LocalBoxFuture, join_all};
 use super::{Cluster, Servers, ask, hosts_from};
 use crate::net::{HOSTS, Net, Run, address, step_clock};
 
-pub(super) const MADE_OF: &str =
-    "A primary, two replicas and three Sentinels (quorum 2, down after 1.5 s) of Debian's Redis 7.0, `appendfsync always`, \
+pub(super) const MADE_OF: &str = "A primary, two replicas and three Sentinels (quorum 2, down after 1.5 s) of Debian's Redis 7.0, `appendfsync always`, \
      `min-replicas-to-write` unset. A primary that was replaced is a primary for 8 s more until a Sentinel says otherwise; \
      after the workloads have ended, the lab says it";
 const SERVER: &str = "/usr/bin/redis-server";

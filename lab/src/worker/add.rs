@@ -35,9 +35,7 @@ impl Add {
             number += 1;
             let key = dir()?.key(&format!("{}-{number:06}", self.context.recorder.node()))?;
             let lie = self.context.planted(Plant::LostWrite) && number.is_multiple_of(10);
-            let call = async {
-                if lie { Ok(Revision(1)) } else { self.context.kv.put(&key, "1", None).await }
-            };
+            let call = async { if lie { Ok(Revision(1)) } else { self.context.kv.put(&key, "1", None).await } };
             let answer = |revision: &Revision| Answer { rev: Some(revision.0), ..Answer::default() };
             self.process.call(("add", Some(key.name()), Value::Null), call, answer).await;
             self.context.rest(REST_MS).await;

@@ -98,8 +98,7 @@ impl Registers {
     async fn put(&mut self, register: u64, key: &Key) {
         let value = self.value();
         let call = self.context.kv.put(key, value.to_string(), None);
-        let written =
-            self.process.call(("put", Some(key.name()), json!(value)), call, |revision| at(*revision)).await;
+        let written = self.process.call(("put", Some(key.name()), json!(value)), call, |revision| at(*revision)).await;
         self.remember(register, written.map(|revision| (revision, value)));
     }
 

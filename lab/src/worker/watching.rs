@@ -38,7 +38,8 @@ pub(super) struct Watching {
 
 pub(super) async fn open(context: &Context) -> Result<Watching> {
     let process = context.recorder.process("watch");
-    let mut watching = Watching { context: context.clone(), process, at: Revision(0), changes: 0, lost: false, ended: false };
+    let mut watching =
+        Watching { context: context.clone(), process, at: Revision(0), changes: 0, lost: false, ended: false };
     watching.read().await?;
     Ok(watching)
 }

@@ -13,7 +13,7 @@ use coact::{
     id::{Generator, IdOptions, Segment, SegmentOptions},
     lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
 };
-use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, RedisBed, RedisMode};
+use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, PostgresBed, RedisBed, RedisMode};
 use futures::{StreamExt, future::join_all, pin_mut};
 
 use crate::node::Node;
@@ -62,6 +62,13 @@ impl Store {
         Self::of_redis(RedisMode::Cluster).await
     }
 
+    async fn postgres() -> Self {
+        let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+        bed.start().await.expect("PostgreSQL starts: `cargo xtask test` installs it");
+        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(bed) }
+    }
+
     async fn of_redis(mode: RedisMode) -> Self {
         let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
         bed.start().await.expect("Redis starts: `cargo xtask test` installs it");
@@ -87,7 +94,7 @@ macro_rules! scenarios {
 
                 async fn scenario($store: Store) $body
 
-                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster);
+                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster postgres);
             }
         )*
     };

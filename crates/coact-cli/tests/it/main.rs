@@ -17,5 +17,6 @@ mod node;
 mod round_trips;
 mod running;
 mod scale;
+mod sql_fence;
 mod top;
 mod tour;

@@ -3,7 +3,7 @@
 
 use coact::{Session, SessionOptions, Url, lock::Mutex};
 use coact_testkit::{
-    bed::{Bed, EtcdBed, RedisBed, RedisMode},
+    bed::{Bed, EtcdBed, PostgresBed, RedisBed, RedisMode},
     fault::{Proxy, Traffic},
 };
 
@@ -58,5 +58,12 @@ async fn node() {
 async fn redis() {
     let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open(&url).await }));
     bed.start().await.expect("Redis starts");
+    assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
+}
+
+#[tokio::test]
+async fn postgres() {
+    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("PostgreSQL starts");
     assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
 }

@@ -42,6 +42,23 @@ impl PostgresBed {
     pub fn new(open: OpenUrl) -> Self {
         Self { open, server: Mutex::new(None) }
     }
+
+    /// The URL of a namespace, once it was started.
+    ///
+    /// # Panics
+    /// If it was not.
+    pub async fn url(&self, namespace: &str) -> String {
+        self.server.lock().await.as_ref().expect("started first").url(namespace)
+    }
+
+    /// How a driver of PostgreSQL connects to it, as `name=value` pairs.
+    ///
+    /// # Panics
+    /// If it was not started.
+    pub async fn driver_settings(&self) -> String {
+        let port = self.server.lock().await.as_ref().expect("started first").port;
+        format!("host=127.0.0.1 port={port} user={USER} password='{PASSWORD}' dbname={USER}")
+    }
 }
 
 impl Bed for PostgresBed {
@@ -57,10 +74,7 @@ impl Bed for PostgresBed {
     }
 
     fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>> {
-        Box::pin(async {
-            let url = self.server.lock().await.as_ref().expect("started first").url(namespace.as_str());
-            (self.open)(url).await
-        })
+        Box::pin(async { (self.open)(self.url(namespace.as_str()).await).await })
     }
 
     fn restart(&self) -> Option<BoxFuture<'_, anyhow::Result<()>>> {

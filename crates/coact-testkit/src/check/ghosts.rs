@@ -2,13 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+/// When an observer was shown something, and what; `None` if its list said that it is stale.
+type View = (u64, Option<BTreeSet<String>>);
+
 /// Who lived when, and what each observer was shown. Times are any numbers that grow.
 #[derive(Clone, Debug, Default)]
 pub struct Lives {
     /// When each instance came, and when it went.
     lives: BTreeMap<String, Vec<(u64, Option<u64>)>>,
     /// From when each observer was shown these; `None` while its list says that it is stale.
-    views: BTreeMap<String, Vec<(u64, Option<BTreeSet<String>>)>>,
+    views: BTreeMap<String, Vec<View>>,
     excuses: Vec<Excuse>,
 }
 
