@@ -7,6 +7,7 @@ use coact_core::{
     contract::kv::{Change, Scope},
     env::Env,
     error::Effect,
+    guarantees::WakeUp,
 };
 use coact_testkit::fault::{Direction, Proxy};
 
@@ -62,6 +63,19 @@ async fn a_server_that_cannot_be_reached_is_told_and_nothing_was_applied() {
     assert!(error.to_string().contains("cannot reach PostgreSQL at 127.0.0.1"), "{error}");
     proxy.mend();
     until("it works again", async || kv.put(&key("a/x"), "1", None).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_silent_host_is_passed_over_for_a_live_one() {
+    let (silent, server) = (start(&[]).await, start(&[]).await);
+    silent.pause().expect("it runs");
+    let both = server.url("main").replace("@127.0.0.1", &format!("@127.0.0.1:{},127.0.0.1", silent.port));
+    let kv = open(&format!("{both}?connect_timeout=200ms")).await.expect("one is alive");
+    kv.put(&key("a/x"), "1", None).await.expect("commits");
+    assert_eq!(kv.guarantees().wake, WakeUp::Told);
+    let alone = format!("{}?timeout=300ms", silent.url("main"));
+    let error = open(&alone).await.expect_err("nobody answers");
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{error}");
 }
 
 #[tokio::test]
