@@ -152,3 +152,20 @@ async fn a_slow_consumer_loses_nothing_and_holds_up_nobody() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_handle_that_is_closed_or_dropped_leaves_no_connection() {
+    let server = start(&[]).await;
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'coact'";
+    for closes in [true, false] {
+        let kv = kv(&server).await;
+        let feed = kv.watch(Scope::Dir(dir("w")), None).await.expect("it watches");
+        kv.put(&key("w/a"), "1", None).await.expect("commits");
+        assert_ne!(server.sql(count).expect("runs"), "0");
+        if closes {
+            kv.close().await.expect("closes");
+        }
+        drop((kv, feed));
+        until("the connections are gone", async || server.sql(count).expect("runs") == "0").await;
+    }
+}
