@@ -43,7 +43,8 @@ pub(crate) struct Config {
     /// For one connection.
     pub(crate) connect_timeout: Duration,
     pub(crate) user: String,
-    pub(crate) driver: tokio_postgres::Config,
+    /// One for each host, in the order given, at least one.
+    pub(crate) hosts: Vec<tokio_postgres::Config>,
     pub(crate) tls: Tls,
     /// `host:port`, or several of them.
     pub(crate) servers: String,
@@ -90,9 +91,11 @@ impl Config {
         if let Some(password) = url.secret().map(Secret::expose).transpose()? {
             driver.password(password);
         }
-        for host in url.hosts() {
+        let at = |host: &Host| {
+            let mut driver = driver.clone();
             driver.host(&host.name).port(host.port.unwrap_or(PORT));
-        }
+            driver
+        };
         let server = |host: &Host| Host { name: host.name.clone(), port: host.port.or(Some(PORT)) }.to_string();
         Ok(Self {
             namespace: url.namespace()?,
@@ -103,7 +106,7 @@ impl Config {
             timeout: duration("timeout", Duration::from_secs(5))?,
             connect_timeout,
             user: user.to_owned(),
-            driver,
+            hosts: url.hosts().iter().map(at).collect(),
             tls,
             servers: url.hosts().iter().map(server).collect::<Vec<_>>().join(", "),
             description: url.to_string(),
@@ -134,7 +137,8 @@ mod tests {
     fn fills_in_what_the_url_leaves_out() {
         let config = config("postgres://shop:pw@h1,h2:4/eu?timeout=1s").expect("valid");
         assert_eq!((config.namespace.as_str(), config.schema.as_str(), config.pool), ("eu", "coact", POOL));
-        assert_eq!((config.driver.get_dbname(), config.driver.get_ports()), (Some("shop"), &[5432, 4][..]));
+        let ports: Vec<_> = config.hosts.iter().map(|host| host.get_ports()[0]).collect();
+        assert_eq!((config.hosts[0].get_dbname(), ports), (Some("shop"), vec![5432, 4]));
         assert_eq!((config.timeout.as_secs(), config.connect_timeout.as_secs()), (1, 2));
         assert_eq!(config.servers, "h1:5432, h2:4");
         assert!(!format!("{config:?}").contains("pw"));

@@ -8,7 +8,8 @@ use std::{
 };
 
 use coact_core::{Error, Result, env::Env, error::Effect};
-use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use deadpool_postgres::{ConfigConnectImpl, Connect, Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod};
+use futures::future::BoxFuture;
 use tokio_postgres::{
     Row, Transaction,
     types::{ToSql, Type},
@@ -29,6 +30,40 @@ pub(crate) type Params<'a> = &'a [(&'a (dyn ToSql + Sync), Type)];
 /// Where a statement runs.
 pub(crate) trait Executor {
     fn query(&self, access: Access, sql: &str, params: Params<'_>) -> impl Future<Output = Result<Vec<Row>>> + Send;
+}
+
+/// Connects to the first host that takes writes.
+struct Connector {
+    config: Config,
+    env: Env,
+}
+
+impl Connect for Connector {
+    fn connect(&self, _first: &tokio_postgres::Config) -> BoxFuture<'_, Result<Connected, tokio_postgres::Error>> {
+        let tls = &self.config.tls;
+        Box::pin(first_host(&self.config, &self.env, |host| {
+            let pooled = ConfigConnectImpl { tls: tls.clone() };
+            Box::pin(async move { pooled.connect(&host).await })
+        }))
+    }
+}
+
+type Connected = (tokio_postgres::Client, tokio::task::JoinHandle<()>);
+
+/// Tries host after host. One that accepts a connection and then says nothing must not keep us from the next; how long
+/// the last one may take is up to the caller.
+pub(crate) async fn first_host<T>(
+    config: &Config,
+    env: &Env,
+    connect: impl Fn(tokio_postgres::Config) -> BoxFuture<'static, Result<T, tokio_postgres::Error>>,
+) -> Result<T, tokio_postgres::Error> {
+    let (last, others) = config.hosts.split_last().expect("a URL has a host");
+    for host in others {
+        if let Some(Ok(connected)) = env.timeout(config.connect_timeout, connect(host.clone())).await {
+            return Ok(connected);
+        }
+    }
+    connect(last.clone()).await
 }
 
 #[derive(Clone, Copy)]
@@ -53,7 +88,9 @@ impl fmt::Debug for Connections {
 impl Connections {
     pub(crate) fn new(config: Config, env: Env) -> Result<Self> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        let manager = Manager::from_config(config.driver.clone(), config.tls.clone(), recycling);
+        let connector = Connector { config: config.clone(), env: env.clone() };
+        // The first host stands for all: the connector knows them.
+        let manager = Manager::from_connect(config.hosts[0].clone(), connector, recycling);
         let pool = Pool::builder(manager)
             .max_size(config.pool)
             .build()

@@ -109,7 +109,8 @@ impl PostgresKv {
     /// Runs a transaction of coact as a part of your own: what it writes is there when yours commits, and not at all
     /// when yours does not. The transaction must be on the same database, with rights on coact's schema.
     ///
-    /// Until your transaction ends, nobody else can write in this realm: keep it short. After your commit, call
+    /// Until your transaction ends, nobody else can write in this realm: keep it short. With an isolation stricter than
+    /// `READ COMMITTED`, whatever was written in the realm since your transaction began is a `Conflict`. After your commit, call
     /// [`changed`](Self::changed), or whoever waits learns of it within a second.
     ///
     /// # Errors

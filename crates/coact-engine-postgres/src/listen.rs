@@ -14,7 +14,7 @@ use tokio_postgres::{AsyncMessage, Client};
 
 use crate::{
     config::Config,
-    connection::Connections,
+    connection::{Connections, first_host},
     errors::{Access, Failure},
     watch::Hints,
 };
@@ -117,11 +117,12 @@ async fn reconnect(connections: &Connections) -> Listener {
 
 async fn connect(config: &Config, env: &Env) -> Result<Listener> {
     let connecting = async {
-        let (client, mut connection) = config
-            .driver
-            .connect(config.tls.clone())
-            .await
-            .map_err(|error| Failure::connecting(&error, config).error)?;
+        let connected = first_host(config, env, |host| {
+            let tls = config.tls.clone();
+            Box::pin(async move { host.connect(tls).await })
+        })
+        .await;
+        let (client, mut connection) = connected.map_err(|error| Failure::connecting(&error, config).error)?;
         let (told, heard) = mpsc::unbounded_channel();
         env.spawn(async move {
             // Ends with the client, or when the connection breaks; either ends the queue.

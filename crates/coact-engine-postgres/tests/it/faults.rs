@@ -7,6 +7,7 @@ use coact_core::{
     contract::kv::{Change, Scope},
     env::Env,
     error::Effect,
+    guarantees::WakeUp,
 };
 use coact_testkit::fault::{Direction, Proxy};
 
@@ -62,6 +63,19 @@ async fn a_server_that_cannot_be_reached_is_told_and_nothing_was_applied() {
     assert!(error.to_string().contains("cannot reach PostgreSQL at 127.0.0.1"), "{error}");
     proxy.mend();
     until("it works again", async || kv.put(&key("a/x"), "1", None).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_silent_host_is_passed_over_for_a_live_one() {
+    let (silent, server) = (start(&[]).await, start(&[]).await);
+    silent.pause().expect("it runs");
+    let both = server.url("main").replace("@127.0.0.1", &format!("@127.0.0.1:{},127.0.0.1", silent.port));
+    let kv = open(&format!("{both}?connect_timeout=200ms")).await.expect("one is alive");
+    kv.put(&key("a/x"), "1", None).await.expect("commits");
+    assert_eq!(kv.guarantees().wake, WakeUp::Told);
+    let alone = format!("{}?timeout=300ms", silent.url("main"));
+    let error = open(&alone).await.expect_err("nobody answers");
+    assert_eq!((error.kind(), error.effect()), (ErrorKind::Unavailable, Effect::NotApplied), "{error}");
 }
 
 #[tokio::test]
@@ -136,5 +150,22 @@ async fn a_slow_consumer_loses_nothing_and_holds_up_nobody() {
         for part in 0..16 {
             assert_eq!(next_name(&mut slow).await, format!("{index}-{part:02}"));
         }
+    }
+}
+
+#[tokio::test]
+async fn a_handle_that_is_closed_or_dropped_leaves_no_connection() {
+    let server = start(&[]).await;
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'coact'";
+    for closes in [true, false] {
+        let kv = kv(&server).await;
+        let feed = kv.watch(Scope::Dir(dir("w")), None).await.expect("it watches");
+        kv.put(&key("w/a"), "1", None).await.expect("commits");
+        assert_ne!(server.sql(count).expect("runs"), "0");
+        if closes {
+            kv.close().await.expect("closes");
+        }
+        drop((kv, feed));
+        until("the connections are gone", async || server.sql(count).expect("runs") == "0").await;
     }
 }

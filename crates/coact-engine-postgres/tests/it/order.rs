@@ -115,6 +115,11 @@ async fn notifications_are_few_and_wait_for_no_sync() {
         next(&mut feed).await;
         seen += 1;
     }
+    // Told last of all.
+    let end = Key::new(&Realm::new("end").expect("valid"), "a", "x").expect("valid");
+    kv.put(&end, "1", None).await.expect("commits");
+    let told = |line: &str| line.contains("pg_notify(") && line.contains("'end'");
+    until("others are told of everything", async || server.log().lines().any(told)).await;
     let log = server.log();
     let notifications: Vec<_> =
         log.lines().filter(|line| line.contains("pg_notify(") && !line.contains("'?")).collect();
@@ -129,6 +134,22 @@ async fn notifications_are_few_and_wait_for_no_sync() {
     let functions =
         "SELECT count(*) FROM pg_proc WHERE pronamespace = 'coact'::regnamespace AND prosrc ILIKE '%notify%'";
     assert_eq!(server.sql(functions).expect("runs"), "0");
+}
+
+#[tokio::test]
+async fn other_handles_are_told_and_need_not_look() {
+    // More than could be done in the time, if each had to wait for a look.
+    const ROUNDS: usize = 120;
+    let server = start(&["fsync=off"]).await;
+    let (writer, watcher) = (kv(&server).await, kv(&server).await);
+    let mut feed = watcher.watch(Scope::Dir(dir("a")), None).await.expect("it watches");
+    within("all the rounds", async {
+        for round in 0..ROUNDS {
+            writer.put(&key(&format!("a/{round}")), "1", None).await.expect("commits");
+            assert_eq!(next_name(&mut feed).await, round.to_string());
+        }
+    })
+    .await;
 }
 
 /// Lets the time of a lease be over by the database's clock, whatever the client's says.

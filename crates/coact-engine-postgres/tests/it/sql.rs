@@ -5,7 +5,7 @@ use coact_core::{
     contract::kv::{Check, LeaseId, Scope, TxnOutcome, Write},
     env::Env,
 };
-use coact_engine_postgres::tokio_postgres::error::SqlState;
+use coact_engine_postgres::tokio_postgres::{IsolationLevel, error::SqlState};
 use coact_testkit::bed::Postgres;
 
 use crate::server::{client, dir, key, next_name, postgres_kv, put, realm, start, value, within, writes};
@@ -87,6 +87,34 @@ async fn a_refusal_leaves_the_host_transaction_standing() {
     transaction.execute("INSERT INTO orders VALUES (1)", &[]).await.expect("it stands");
     transaction.commit().await.expect("it commits");
     assert_eq!((orders(&server).as_str(), value(&kv.handle(), "a/y").await), ("1", None));
+}
+
+#[tokio::test]
+async fn a_stricter_isolation_is_a_conflict_rather_than_a_wrong_answer() {
+    let server = with_orders().await;
+    let kv = postgres_kv(&server).await;
+    kv.handle().put(&key("a/x"), "1", None).await.expect("commits");
+    let mut client = client(&server).await;
+    for (overtaken, isolation) in [
+        (true, IsolationLevel::RepeatableRead),
+        (true, IsolationLevel::Serializable),
+        (false, IsolationLevel::Serializable),
+    ] {
+        let transaction = client.build_transaction().isolation_level(isolation).start().await.expect("it begins");
+        transaction.query("SELECT * FROM orders", &[]).await.expect("it takes its snapshot");
+        if overtaken {
+            kv.handle().put(&key("a/x"), "2", None).await.expect("commits");
+        }
+        let result = kv.txn_in(&transaction, &realm(), writes(vec![put("a/y", "1")])).await;
+        match result {
+            Err(error) => assert!(overtaken && error.kind() == ErrorKind::Conflict, "{error}"),
+            Ok(outcome) => {
+                assert!(!overtaken && matches!(outcome, TxnOutcome::Committed { .. }), "{outcome:?}");
+                transaction.commit().await.expect("it commits");
+            }
+        }
+    }
+    assert_eq!(value(&kv.handle(), "a/y").await.as_deref(), Some("1"));
 }
 
 #[tokio::test]

@@ -194,6 +194,14 @@ impl Postgres {
         self.dir.path()
     }
 
+    /// Stops it in its tracks: it accepts connections no more, though the machine does, and nobody answers.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn pause(&self) -> anyhow::Result<()> {
+        self.process.pause()
+    }
+
     /// Ends it as hard as it can and starts it again on the same data and port.
     ///
     /// # Errors
