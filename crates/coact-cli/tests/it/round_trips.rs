@@ -3,7 +3,7 @@
 
 use coact::{Session, SessionOptions, Url, lock::Mutex};
 use coact_testkit::{
-    bed::{Bed, EtcdBed, PostgresBed, RedisBed, RedisMode},
+    bed::{Bed, EtcdBed, Postgres, RedisBed, RedisMode},
     fault::{Proxy, Traffic},
 };
 
@@ -61,9 +61,24 @@ async fn redis() {
     assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
 }
 
+/// There is a notification after each change, on a connection of its own, for which nobody waits: the server's log tells
+/// which statements there were besides.
 #[tokio::test]
 async fn postgres() {
-    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("PostgreSQL starts");
-    assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
+    const PAIRS: usize = 10;
+    let server = Postgres::start(&["log_statement=all"]).await.expect("PostgreSQL starts");
+    let (acquire, release) = costs(&server.url("main"), turns).await;
+    assert!(acquire <= 2 && release <= 2, "{acquire} and {release}, of which one each is the notification");
+    let kv = coact::open(&server.url("other")).await.expect("it opens");
+    let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
+    let mutex = Mutex::new(&session, "x").expect("valid");
+    let before = server.log().len();
+    for _ in 0..PAIRS {
+        mutex.acquire().await.expect("granted").release().await.expect("held");
+    }
+    let log = server.log().split_off(before);
+    let statements: Vec<_> = log.lines().filter(|line| line.contains("LOG:")).collect();
+    let of = |word: &str| statements.iter().filter(|line| line.to_lowercase().contains(word)).count();
+    assert_eq!(of(".txn("), 2 * PAIRS, "{statements:#?}");
+    assert_eq!(of("commit"), of("notify"), "no transaction is around them: {statements:#?}");
 }
