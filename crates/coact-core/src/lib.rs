@@ -10,6 +10,7 @@
 pub mod contract;
 pub mod env;
 pub mod error;
+pub mod follow;
 pub mod guarantees;
 pub mod name;
 pub mod registry;

@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     connection::Link,
     errors::{Access, malformed},
-    feed::Feeds,
+    feed::{Stream, Watches},
     probe,
     reply::{array, dir_of, dir_place, maybe_entry, named_entry, outcome, revision, text},
 };
@@ -39,13 +39,13 @@ pub(crate) async fn open(url: Url, env: Env) -> Result<KvHandle> {
     // Says at once whether the user may run scripts.
     reap(&link).await?;
     env.spawn(keep_reaping(link.clone()));
-    let store = RedisKv { guarantees, feeds: Feeds::start(link.clone()), link };
+    let store = RedisKv { guarantees, feeds: Watches::start(Arc::new(Stream(link.clone()))), link };
     Ok(KvHandle::new(store, env, accepted))
 }
 
 struct RedisKv {
     guarantees: Guarantees,
-    feeds: Feeds,
+    feeds: Watches,
     link: Arc<Link>,
 }
 
