@@ -59,7 +59,7 @@ pub enum Failover {
 /// How strong fencing tokens are. Ordered from weak to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fence {
-    /// Tokens start anew with the process.
+    /// Tokens may come twice: they start anew with the process, or go back with writes that were lost.
     PerProcess,
     /// Tokens are monotonic, though the writes they belong to may vanish.
     Epoch,

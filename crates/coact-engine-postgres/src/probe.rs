@@ -103,7 +103,7 @@ fn guarantees(settings: &Settings, wake: WakeUp) -> Guarantees {
         on_partition: OnPartition::SingleNode,
         failover: if loses { Failover::MayLoseWrites } else { Failover::KeepsWrites },
         // Tokens are revisions: where commits are lost, so are they, and are given again.
-        fence: if loses || writes < Durability::Sync { Fence::Epoch } else { Fence::Strong },
+        fence: if loses || writes < Durability::Sync { Fence::PerProcess } else { Fence::Strong },
         watch: WatchFrom::Revision,
         wake,
         leases: LeaseLife::Free,
@@ -136,11 +136,11 @@ mod tests {
         let alone = (Durability::Sync, Failover::KeepsWrites, Fence::Strong);
         assert_eq!(declared(|_| {}), alone);
         assert_eq!(declared(|it| it.synchronous_commit = "local".to_owned()), alone);
-        assert_eq!(declared(|it| it.fsync = false), (Durability::Os, Failover::KeepsWrites, Fence::Epoch));
+        assert_eq!(declared(|it| it.fsync = false), (Durability::Os, Failover::KeepsWrites, Fence::PerProcess));
         let interval = Durability::Interval(Duration::from_millis(600));
         let off = |it: &mut Settings| it.synchronous_commit = "off".to_owned();
-        assert_eq!(declared(off), (interval, Failover::KeepsWrites, Fence::Epoch));
-        let losing = (Durability::Sync, Failover::MayLoseWrites, Fence::Epoch);
+        assert_eq!(declared(off), (interval, Failover::KeepsWrites, Fence::PerProcess));
+        let losing = (Durability::Sync, Failover::MayLoseWrites, Fence::PerProcess);
         assert_eq!(declared(|it| it.followers = true), losing);
         let waiting = |it: &mut Settings| (it.followers, it.synchronous_standbys) = (true, true);
         assert_eq!(declared(waiting), alone);

@@ -8,7 +8,7 @@ use coact_core::{
     url::{Secret, Url, parse_duration},
 };
 
-const OPTIONS: [&str; 5] = ["root", "session", "timeout", "history", "max_request"];
+const OPTIONS: [&str; 6] = ["root", "session", "timeout", "connect_timeout", "history", "max_request"];
 const PORT: u16 = 2181;
 
 /// A checked URL.
@@ -23,6 +23,8 @@ pub(crate) struct Config {
     pub(crate) session: Duration,
     /// For one request.
     pub(crate) timeout: Duration,
+    /// For one connection.
+    pub(crate) connect_timeout: Duration,
     pub(crate) history: usize,
     pub(crate) max_request: usize,
     /// The URL without secrets.
@@ -44,7 +46,9 @@ impl Config {
         }
         url.check_options(&OPTIONS)?;
         if url.hosts().is_empty() {
-            return Err(Error::invalid(format!("{url} names no server: write it as zookeeper://host:{PORT}/namespace")));
+            return Err(Error::invalid(format!(
+                "{url} names no server: write it as zookeeper://host:{PORT}/namespace"
+            )));
         }
         let login = match (url.user(), url.secret()) {
             (None, None) => None,
@@ -81,6 +85,7 @@ impl Config {
             namespace: url.namespace()?,
             session: duration("session", Duration::from_secs(10))?,
             timeout: duration("timeout", Duration::from_secs(5))?,
+            connect_timeout: duration("connect_timeout", Duration::from_secs(2))?,
             history: number("history", "a number from 1", 1, 1000)?,
             max_request: number("max_request", "a number of bytes from 100000", 100_000, 1_000_000)?,
             description: url.to_string(),

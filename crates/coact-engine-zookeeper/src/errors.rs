@@ -28,14 +28,20 @@ pub(crate) fn translate(error: Zk, access: Access) -> Error {
             "ZooKeeper denies it: the nodes belong to another user; write user:password@host in the URL, or set their ACLs",
         ),
         Zk::AuthFailed => Error::new(ErrorKind::Denied, "ZooKeeper does not accept the user or the password"),
-        Zk::NotReadOnly => Error::new(ErrorKind::Unavailable, "the ZooKeeper server has lost its ensemble and is read-only"),
-        Zk::QuotaExceeded => Error::new(ErrorKind::Exhausted, "a quota of ZooKeeper is reached: raise it with setquota"),
+        Zk::NotReadOnly => {
+            Error::new(ErrorKind::Unavailable, "the ZooKeeper server has lost its ensemble and is read-only")
+        }
+        Zk::QuotaExceeded => {
+            Error::new(ErrorKind::Exhausted, "a quota of ZooKeeper is reached: raise it with setquota")
+        }
         Zk::Throttled => Error::new(ErrorKind::Unavailable, "ZooKeeper throttles requests"),
         Zk::Unimplemented => {
             Error::new(ErrorKind::Unsupported, "the ZooKeeper server is too old: 3.6 or newer is needed")
         }
         error if is_lost(&error) => unanswered(access, Some(error)),
-        error => Error::new(ErrorKind::Internal, "ZooKeeper does not take a request of coact").with_source(error).effect_unknown(),
+        error => Error::new(ErrorKind::Internal, "ZooKeeper does not take a request of coact")
+            .with_source(error)
+            .effect_unknown(),
     }
 }
 

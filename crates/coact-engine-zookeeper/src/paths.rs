@@ -15,7 +15,8 @@ impl Paths {
 
     /// Every node that must be there before anything else, parents first.
     pub(crate) fn skeleton(&self) -> Vec<String> {
-        let mut all: Vec<_> = self.base.match_indices('/').skip(1).map(|(end, _)| self.base[..end].to_owned()).collect();
+        let mut all: Vec<_> =
+            self.base.match_indices('/').skip(1).map(|(end, _)| self.base[..end].to_owned()).collect();
         all.push(self.base.clone());
         all.extend(["r", "l", "now"].map(|name| format!("{}/{name}", self.base)));
         all
@@ -88,7 +89,8 @@ pub(crate) fn key_of(place: &str) -> Option<Key> {
 pub(crate) fn encode(name: &str) -> String {
     let mut encoded = String::with_capacity(name.len());
     for (index, byte) in name.bytes().enumerate() {
-        let plain = byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b':' | b'@') || byte == b'.' && index > 0;
+        let plain =
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b':' | b'@') || byte == b'.' && index > 0;
         if plain {
             encoded.push(char::from(byte));
         } else {

@@ -24,7 +24,10 @@ async fn weaker_settings_are_declared_and_harmful_ones_refused() {
     let server = start(&["wal_writer_delay=50ms"]).await;
     server.sql("ALTER ROLE coact SET synchronous_commit = off").expect("runs");
     let declared = *kv(&server).await.guarantees();
-    assert_eq!((declared.writes, declared.fence), (Durability::Interval(Duration::from_millis(150)), Fence::Epoch));
+    assert_eq!(
+        (declared.writes, declared.fence),
+        (Durability::Interval(Duration::from_millis(150)), Fence::PerProcess)
+    );
     server.sql("ALTER ROLE coact SET synchronous_commit = local").expect("runs");
     assert_eq!(kv(&server).await.guarantees().writes, Durability::Sync);
 
@@ -44,7 +47,7 @@ async fn weaker_settings_are_declared_and_harmful_ones_refused() {
 async fn without_fsync_a_power_cut_is_declared_to_lose() {
     let server = start(&["fsync=off"]).await;
     let declared = *kv(&server).await.guarantees();
-    assert_eq!((declared.writes, declared.fence), (Durability::Os, Fence::Epoch));
+    assert_eq!((declared.writes, declared.fence), (Durability::Os, Fence::PerProcess));
 }
 
 #[tokio::test]
@@ -62,7 +65,7 @@ async fn a_replica_is_refused_or_passed_over_and_declared() {
     let kv = open(&both).await.expect("the primary is found");
     kv.put(&key("a/x"), "2", None).await.expect("commits");
     let declared = *kv.guarantees();
-    assert_eq!((declared.failover, declared.fence), (Failover::MayLoseWrites, Fence::Epoch));
+    assert_eq!((declared.failover, declared.fence), (Failover::MayLoseWrites, Fence::PerProcess));
 
     server.sql("ALTER SYSTEM SET synchronous_standby_names = '*'").expect("runs");
     server.sql("SELECT pg_reload_conf()").expect("runs");

@@ -5,6 +5,7 @@ mod node;
 mod postgres;
 mod process;
 mod redis;
+mod zookeeper;
 
 use std::fmt;
 
@@ -21,6 +22,7 @@ pub use self::{
     postgres::{Postgres, PostgresBed},
     process::{PATIENCE, ServerProcess, free_port, wait_until},
     redis::{RedisBed, RedisMode},
+    zookeeper::ZookeeperBed,
 };
 
 /// How a bed opens a URL. The test kit knows no engine, so the caller brings one.

@@ -1,0 +1,198 @@
+//! What is known of dirs, and reading them anew.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use coact_core::{
+    Result,
+    contract::kv::{Entry, LeaseId, Revision},
+    name::{Dir, Key, Realm},
+};
+use futures::future::join_all;
+use parking_lot::Mutex as SyncMutex;
+use tokio::sync::Mutex;
+use zookeeper_client::Stat;
+
+use crate::{connection::Shared, errors::malformed, log::present, paths::decode};
+
+/// How many dirs are remembered.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// What is known of a dir at one version of it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct View {
+    /// `None`: there is no such node yet, and so no entry.
+    pub(crate) version: Option<i32>,
+    /// The last change in it.
+    pub(crate) modified: u64,
+    /// Entries that are there, and those that are known not to be.
+    pub(crate) entries: BTreeMap<String, Option<Entry>>,
+    /// Whether these are all.
+    pub(crate) complete: bool,
+}
+
+/// What must be known of a dir.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) names: BTreeSet<String>,
+    pub(crate) all: bool,
+}
+
+impl View {
+    pub(crate) fn has(&self, wanted: &Wanted) -> bool {
+        self.complete
+            || self.version.is_none()
+            || !wanted.all && wanted.names.iter().all(|name| self.entries.contains_key(name))
+    }
+
+    pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
+        self.entries.get(name).and_then(Option::as_ref)
+    }
+
+    /// Its entries, oldest first; what one transaction created in the order of names.
+    pub(crate) fn by_creation(&self) -> Vec<&Entry> {
+        let mut entries: Vec<_> = self.entries.values().flatten().collect();
+        entries.sort_by_key(|entry| entry.created);
+        entries
+    }
+}
+
+/// A dir as one transaction after the other uses it.
+pub(crate) type Slot = Arc<Mutex<Option<View>>>;
+
+/// What a handle remembers of dirs. Whoever holds a slot is alone with the dir, in this process.
+#[derive(Default)]
+pub(crate) struct Dirs(SyncMutex<HashMap<Dir, Slot>>);
+
+impl Dirs {
+    pub(crate) fn slot(&self, dir: &Dir) -> Slot {
+        let mut slots = self.0.lock();
+        if slots.len() >= REMEMBERED_MAX {
+            slots.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        slots.entry(dir.clone()).or_default().clone()
+    }
+}
+
+/// Reads dirs of a realm as they were at one moment, and a revision after which nothing in them is missing; fresh ones
+/// are not older than the call.
+pub(crate) async fn load(
+    link: &Shared,
+    realm: &Realm,
+    wanted: &BTreeMap<Dir, Wanted>,
+    fresh: bool,
+) -> Result<(BTreeMap<Dir, View>, Revision)> {
+    if fresh {
+        link.freshen().await?;
+    }
+    loop {
+        let last = last_revision(link, realm).await?;
+        let before = versions(link, wanted).await?;
+        let mut views = BTreeMap::new();
+        let mut moved = false;
+        for ((dir, wanted), stat) in wanted.iter().zip(&before) {
+            let Some(stat) = stat else {
+                views.insert(dir.clone(), View { complete: true, ..View::default() });
+                continue;
+            };
+            match read_dir(link, dir, wanted, stat).await? {
+                Some(view) => drop(views.insert(dir.clone(), view)),
+                None => moved = true,
+            }
+        }
+        let after = versions(link, wanted).await?;
+        let same = before.iter().zip(&after).all(|(before, after)| {
+            before.map(|stat| (stat.czxid, stat.version)) == after.map(|stat| (stat.czxid, stat.version))
+        });
+        if same && !moved {
+            let revision = views.values().map(|view| Revision(view.modified)).fold(last, Revision::max);
+            return Ok((views, revision));
+        }
+    }
+}
+
+async fn last_revision(link: &Shared, realm: &Realm) -> Result<Revision> {
+    let path = link.paths.log(realm);
+    let stat = link.read(|client| {
+        let path = path.clone();
+        async move { client.check_stat(&path).await }
+    });
+    Ok(stat.await?.flatten().map_or(Revision(0), |stat| present(&stat)))
+}
+
+async fn versions(link: &Shared, wanted: &BTreeMap<Dir, Wanted>) -> Result<Vec<Option<Stat>>> {
+    let stats = join_all(wanted.keys().map(|dir| {
+        let path = link.paths.dir(dir);
+        link.read(move |client| {
+            let path = path.clone();
+            async move { client.check_stat(&path).await }
+        })
+    }));
+    stats.await.into_iter().map(|stat| stat.map(Option::flatten)).collect()
+}
+
+/// `None` if it changed so that it could not be read.
+async fn read_dir(link: &Shared, dir: &Dir, wanted: &Wanted, stat: &Stat) -> Result<Option<View>> {
+    let names: Vec<String> = if wanted.all {
+        let path = link.paths.dir(dir);
+        let children = link.read(|client| {
+            let path = path.clone();
+            async move { client.list_children(&path).await }
+        });
+        let Some(children) = children.await? else { return Ok(None) };
+        children.iter().filter_map(|name| decode(name)).collect()
+    } else {
+        wanted.names.iter().cloned().collect()
+    };
+    let mut view = View {
+        version: Some(stat.version),
+        modified: stat.mzxid.unsigned_abs(),
+        entries: BTreeMap::new(),
+        complete: wanted.all,
+    };
+    let keys: Vec<Key> = names.iter().filter_map(|name| dir.key(name).ok()).collect();
+    for (key, entry) in keys.iter().zip(join_all(keys.iter().map(|key| read_entry(link, key))).await) {
+        view.entries.insert(key.name().to_owned(), entry?);
+    }
+    for name in &wanted.names {
+        view.entries.entry(name.clone()).or_insert(None);
+    }
+    Ok(Some(view))
+}
+
+/// One entry, as some server has it.
+async fn read_entry(link: &Shared, key: &Key) -> Result<Option<Entry>> {
+    let path = link.paths.entry(key);
+    let found = link.read(|client| {
+        let path = path.clone();
+        async move { client.get_data(&path).await }
+    });
+    found.await?.map(|(data, stat)| entry(key, data, &stat)).transpose()
+}
+
+pub(crate) fn entry(key: &Key, data: Vec<u8>, stat: &Stat) -> Result<Entry> {
+    let parsed = data.iter().position(|byte| *byte == b'\n').and_then(|end| {
+        let lease = std::str::from_utf8(&data[..end]).ok()?;
+        let lease = if lease.is_empty() { None } else { Some(LeaseId(lease.parse().ok()?)) };
+        Some((end, lease))
+    });
+    let (end, lease) = parsed.ok_or_else(|| malformed(&format!("the entry {key}")))?;
+    Ok(Entry {
+        key: key.clone(),
+        value: Bytes::from(data).slice(end + 1..),
+        created: Revision(stat.czxid.unsigned_abs()),
+        modified: Revision(stat.mzxid.unsigned_abs()),
+        lease,
+    })
+}
+
+/// What an entry's node holds.
+pub(crate) fn data(value: &[u8], lease: Option<i64>) -> Vec<u8> {
+    let mut data = lease.map(|lease| lease.to_string()).unwrap_or_default().into_bytes();
+    data.push(b'\n');
+    data.extend_from_slice(value);
+    data
+}

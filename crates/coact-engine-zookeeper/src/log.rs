@@ -1,0 +1,264 @@
+//! The history of a realm: a node for each transaction.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use coact_core::{
+    ErrorKind, Result,
+    contract::kv::{Change, Entry, Feed, GoneCause, LeaseId, Revision, Scope},
+    env::Env,
+    follow::{Feeds, History, Past, Place, Step, What},
+    name::{Key, Realm},
+};
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use zookeeper_client::{AddWatchMode, Client, Stat};
+
+use crate::{
+    connection::Shared,
+    errors::malformed,
+    paths::{key_of, place},
+};
+
+/// How many nodes one look reads.
+const AT_ONCE: usize = 128;
+/// What every node's name begins with; ZooKeeper adds a number.
+pub(crate) const PREFIX: &str = "c-";
+
+/// A change as a transaction writes it down.
+pub(crate) enum Record {
+    Put { key: Key, value: Bytes, created: Option<u64>, lease: Option<i64> },
+    Gone { key: Key, cause: GoneCause },
+}
+
+/// Writes down the changes of one transaction. An entry that it creates gets its revision from the node.
+pub(crate) fn encode(records: &[Record]) -> Vec<u8> {
+    let mut data = Vec::new();
+    let put_place = |data: &mut Vec<u8>, key: &Key| {
+        let place = place(key);
+        data.put_u16(place.len() as u16);
+        data.put_slice(place.as_bytes());
+    };
+    for record in records {
+        match record {
+            Record::Put { key, value, created, lease } => {
+                data.put_u8(b'P');
+                put_place(&mut data, key);
+                data.put_u64(created.unwrap_or(0));
+                data.put_i64(lease.unwrap_or(0));
+                data.put_u32(value.len() as u32);
+                data.put_slice(value);
+            }
+            Record::Gone { key, cause } => {
+                data.put_u8(if *cause == GoneCause::Expired { b'X' } else { b'D' });
+                put_place(&mut data, key);
+            }
+        }
+    }
+    data
+}
+
+fn decode(data: Vec<u8>, at: Revision) -> Option<Vec<Change>> {
+    let mut data = Bytes::from(data);
+    let mut changes = Vec::new();
+    while data.has_remaining() {
+        let kind = data.try_get_u8().ok()?;
+        let length = usize::from(data.try_get_u16().ok()?);
+        let key = key_of(std::str::from_utf8(data.get(..length)?).ok()?)?;
+        data.advance(length);
+        changes.push(match kind {
+            b'P' => {
+                let (created, lease) = (data.try_get_u64().ok()?, data.try_get_i64().ok()?);
+                let length = data.try_get_u32().ok()? as usize;
+                if data.remaining() < length {
+                    return None;
+                }
+                Change::Put(Entry {
+                    key,
+                    value: data.split_to(length),
+                    created: if created == 0 { at } else { Revision(created) },
+                    modified: at,
+                    lease: (lease != 0).then_some(LeaseId(lease)),
+                })
+            }
+            b'X' => Change::Gone { key, at, cause: GoneCause::Expired },
+            b'D' => Change::Gone { key, at, cause: GoneCause::Deleted },
+            _ => return None,
+        });
+    }
+    Some(changes)
+}
+
+/// The newest revision of a realm, by the node that its history is under.
+pub(crate) fn present(stat: &Stat) -> Revision {
+    Revision(stat.pzxid.max(stat.czxid).unsigned_abs())
+}
+
+/// The history of one realm.
+pub(crate) struct Log {
+    link: Shared,
+    realm: Realm,
+    told: Arc<Notify>,
+    /// Whether a watch tells.
+    hears: Arc<AtomicBool>,
+}
+
+/// Every watch of a handle, by realm.
+pub(crate) struct Watches {
+    link: Shared,
+    by_realm: Mutex<HashMap<Realm, Arc<Feeds<Log>>>>,
+}
+
+impl Watches {
+    pub(crate) fn new(link: Shared) -> Self {
+        Self { link, by_realm: Mutex::default() }
+    }
+
+    pub(crate) async fn watch(&self, scope: Scope, after: Option<Revision>) -> Result<Feed> {
+        let realm = match &scope {
+            Scope::Key(key) => key.realm().clone(),
+            Scope::Dir(dir) => dir.realm().clone(),
+        };
+        self.link.make(&self.link.paths.realm_skeleton(&realm)).await?;
+        let feeds = self.of(&realm);
+        feeds.watch(scope, after).await
+    }
+
+    fn of(&self, realm: &Realm) -> Arc<Feeds<Log>> {
+        let log = || Log { link: self.link.clone(), realm: realm.clone(), told: Arc::default(), hears: Arc::default() };
+        let mut by_realm = self.by_realm.lock();
+        by_realm.entry(realm.clone()).or_insert_with(|| Arc::new(Feeds::start(Arc::new(log())))).clone()
+    }
+}
+
+impl Past for Log {
+    fn env(&self) -> &Env {
+        &self.link.env
+    }
+
+    async fn read(&self, after: Option<Place>) -> Result<History> {
+        let path = self.link.paths.log(&self.realm);
+        let nodes = self.link.read(|client| {
+            let (now, path) = (self.link.paths.now(), path.clone());
+            async move {
+                // Sent one after the other, answered together.
+                let fresh = client.set_data(&now, b"", None);
+                let data = client.get_data(&path);
+                let children = client.get_children(&path);
+                fresh.await?;
+                Ok((data.await?, children.await?))
+            }
+        });
+        let Some(((compacted, stat), (mut names, _))) = nodes.await? else {
+            return Err(malformed("a realm without a history"));
+        };
+        let present = present(&stat);
+        let Some(after) = after else { return Ok(History { present, lost: false, steps: Vec::new(), more: false }) };
+        let compacted = std::str::from_utf8(&compacted).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+        if after.revision < compacted {
+            return Ok(History { present, lost: true, steps: Vec::new(), more: false });
+        }
+        names.retain(|name| name.starts_with(PREFIX));
+        names.sort_unstable();
+        let first = self.first_after(&names, after.revision).await?;
+        let wanted = &names[first..(first + AT_ONCE).min(names.len())];
+        let nodes = join_all(wanted.iter().map(|name| self.node(name))).await;
+        let mut steps = Vec::new();
+        for node in nodes {
+            // One that was trimmed meanwhile makes the whole look void: the next finds that it is gone.
+            let Some((data, stat)) = node? else {
+                return Err(coact_core::Error::new(ErrorKind::Unavailable, "the history was trimmed meanwhile"));
+            };
+            let at = stat.czxid.unsigned_abs();
+            let changes = decode(data, Revision(at)).ok_or_else(|| malformed("the history of a realm"))?;
+            steps.push(Step { at: Place { revision: at, part: 0 }, what: What::Changes(changes) });
+        }
+        Ok(History { present, lost: false, more: first + AT_ONCE < names.len(), steps })
+    }
+
+    async fn hear(&self, wanted: bool) {
+        if wanted && !self.hears.swap(true, SeqCst) {
+            let hears = self.hears.clone();
+            self.link.env.spawn(hear(self.link.clone(), self.link.paths.log(&self.realm), self.told.clone(), hears));
+        }
+    }
+
+    async fn changed(&self) {
+        self.told.notified().await;
+    }
+
+    async fn until_closed(&self) {
+        self.link.until_closed().await;
+    }
+}
+
+impl Log {
+    async fn node(&self, name: &str) -> Result<Option<(Vec<u8>, Stat)>> {
+        let path = format!("{}/{name}", self.link.paths.log(&self.realm));
+        self.link
+            .read(|client| {
+                let path = path.clone();
+                async move { client.get_data(&path).await }
+            })
+            .await
+    }
+
+    /// The index of the first node after a revision. Names and revisions are in the same order. Most who ask are near the
+    /// end.
+    async fn first_after(&self, names: &[String], revision: u64) -> Result<usize> {
+        let (mut low, mut high) = (0, names.len());
+        let mut step = 1;
+        while high > 0 {
+            let probe = high.saturating_sub(step).max(low);
+            if self.is_after(names, probe, revision).await? {
+                high = probe;
+                step *= 2;
+            } else {
+                low = probe + 1;
+                break;
+            }
+        }
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if self.is_after(names, middle, revision).await? {
+                high = middle;
+            } else {
+                low = middle + 1;
+            }
+        }
+        Ok(high)
+    }
+
+    /// One that was trimmed meanwhile is not.
+    async fn is_after(&self, names: &[String], index: usize, revision: u64) -> Result<bool> {
+        let node = self.node(&names[index]).await?;
+        Ok(node.is_some_and(|(_, stat)| stat.czxid.unsigned_abs() > revision))
+    }
+}
+
+/// Tells of changes for as long as the session lasts; what is missed in between is looked for anyway.
+async fn hear(link: Shared, path: String, told: Arc<Notify>, hears: Arc<AtomicBool>) {
+    let listen = async {
+        let Some(client) = link.current() else { return };
+        let Ok(mut watcher) = Client::watch(&client, &path, AddWatchMode::Persistent).await else { return };
+        loop {
+            let event = watcher.changed().await;
+            told.notify_one();
+            if event.session_state.is_terminated() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = listen => {}
+        () = link.until_closed() => {}
+    }
+    hears.store(false, SeqCst);
+}
