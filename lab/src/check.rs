@@ -179,16 +179,14 @@ fn lost(events: &[Event], operations: &[Operation]) -> usize {
 
 /// Tokens grow with each grant that begins after another one was told.
 fn grants(operations: &[Operation]) -> Vec<String> {
-    let mut violations = Vec::new();
-    let mut told: Vec<(u64, &Operation)> = acknowledged(operations, "acquire").map(|(grant, at)| (at, grant)).collect();
-    told.sort_by_key(|(at, _)| *at);
-    for (at, earlier) in &told {
-        let later = told.iter().filter(|(_, later)| later.called > *at && later.token <= earlier.token);
-        violations.extend(later.map(|(_, later)| {
-            format!("{} got token {:?} after {} had got {:?}", later.node, later.token, earlier.node, earlier.token)
-        }));
-    }
-    violations
+    let told: Vec<_> = acknowledged(operations, "acquire").collect();
+    let violation = |(later, _): &(&Operation, u64)| {
+        let before = told.iter().filter(|(_, at)| *at < later.called).map(|(earlier, _)| *earlier);
+        let highest = before.max_by_key(|earlier| earlier.token).filter(|earlier| earlier.token >= later.token)?;
+        let (token, other) = (later.token.unwrap_or_default(), highest.token.unwrap_or_default());
+        Some(format!("{} got token {token} after {} had got {other}", later.node, highest.node))
+    };
+    told.iter().filter_map(violation).collect()
 }
 
 fn ids(operations: &[Operation]) -> (usize, Vec<String>) {
