@@ -17,7 +17,7 @@ use serde_json::Value;
 
 use crate::{
     history::{Event, Operation, Row, Told, operations},
-    phase::Seen,
+    phase::{Fault, Seen},
     worker::{Declared, TTL},
 };
 
@@ -43,6 +43,8 @@ pub(crate) struct Shown {
     pub(crate) cut_reads_refused: usize,
     /// Reads that missed a write acknowledged before they began.
     pub(crate) stale: usize,
+    /// The same, on a host while it was cut off.
+    pub(crate) stale_cut: usize,
     /// The same, of reads that any server may answer.
     pub(crate) stale_any: usize,
     /// Acknowledged writes that are not there in the end.
@@ -79,15 +81,24 @@ pub(crate) struct Counts {
 pub(crate) fn check(seen: &Seen) -> Shown {
     let operations = operations(&seen.events);
     let declared = noted(&seen.events, "declared").next().and_then(|value| serde_json::from_value(value).ok());
+    let declared: Declared = declared.unwrap_or_default();
+    let cut_off = |operation: &Operation| while_cut_off(&seen.fault, operation);
+    let (on_cut_side, elsewhere): (Vec<_>, Vec<_>) = operations.iter().partition(|operation| cut_off(operation));
+    // Where reads of the cut side may be stale, they need no explanation.
+    let excused = |operation: &&Operation| declared.serves_stale && operation.f == "get" && cut_off(operation);
+    let explained: Vec<_> = operations.iter().filter(|operation| !excused(operation)).collect();
+    let missed = missed_by(&operations);
+    let stale = |of: &[&Operation], f: &str| of.iter().filter(|read| read.f == f && missed(read)).count();
     let mut shown = Shown {
-        declared: declared.unwrap_or_default(),
+        not_linearizable: not_linearizable(&explained),
+        stale: stale(&elsewhere, "get"),
+        stale_cut: stale(&on_cut_side, "get"),
+        stale_any: stale(&elsewhere, "get-any") + stale(&on_cut_side, "get-any"),
         fenced: seen.fenced.clone(),
         control: seen.control.clone(),
-        not_linearizable: not_linearizable(&operations),
         lost: lost(&seen.events, &operations),
         grants: grants(&operations),
-        stale: stale(&operations, "get"),
-        stale_any: stale(&operations, "get-any"),
+        declared,
         ..Shown::default()
     };
     sides(&mut shown, seen, &operations);
@@ -120,8 +131,14 @@ fn register_writes(operations: &[Operation]) -> impl Iterator<Item = (&Operation
     writes.filter_map(|operation| Some((operation, operation.rev?, operation.acknowledged()?)))
 }
 
+/// Whether it was asked on a host while that was cut off.
+fn while_cut_off(fault: &Fault, operation: &Operation) -> bool {
+    let there = fault.cut && fault.struck.as_deref() == Some(operation.node.as_str());
+    there && operation.called > fault.from && operation.called < fault.to
+}
+
 /// Each register by itself.
-fn not_linearizable(operations: &[Operation]) -> Vec<String> {
+fn not_linearizable(operations: &[&Operation]) -> Vec<String> {
     let mut by_key: BTreeMap<&str, Vec<linearizable::Operation>> = BTreeMap::new();
     for operation in operations {
         if let Some(action) = action(operation) {
@@ -156,17 +173,17 @@ fn action(operation: &Operation) -> Option<Action> {
     }
 }
 
-/// How many reads missed a write that was acknowledged before they began.
-fn stale(operations: &[Operation], f: &str) -> usize {
-    let mut writes: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+/// Whether a read missed a write that was acknowledged before it began.
+fn missed_by(operations: &[Operation]) -> impl Fn(&Operation) -> bool {
+    let mut writes: BTreeMap<String, Vec<(u64, u64)>> = BTreeMap::new();
     for (operation, revision, at) in register_writes(operations) {
-        writes.entry(&operation.key).or_default().push((at, revision));
+        writes.entry(operation.key.clone()).or_default().push((at, revision));
     }
-    let missed = |(read, _): &(&Operation, u64)| {
-        let before = writes.get(read.key.as_str()).into_iter().flatten().filter(|(at, _)| *at < read.called);
-        before.map(|(_, revision)| *revision).max() > Some(read.rev.unwrap_or_default())
-    };
-    acknowledged(operations, f).filter(missed).count()
+    move |read| {
+        let before = writes.get(&read.key).into_iter().flatten().filter(|(at, _)| *at < read.called);
+        let newest = before.map(|(_, revision)| *revision).max();
+        read.acknowledged().is_some() && newest > Some(read.rev.unwrap_or_default())
+    }
 }
 
 /// How many acknowledged entries are not there in the end.
@@ -179,16 +196,14 @@ fn lost(events: &[Event], operations: &[Operation]) -> usize {
 
 /// Tokens grow with each grant that begins after another one was told.
 fn grants(operations: &[Operation]) -> Vec<String> {
-    let mut violations = Vec::new();
-    let mut told: Vec<(u64, &Operation)> = acknowledged(operations, "acquire").map(|(grant, at)| (at, grant)).collect();
-    told.sort_by_key(|(at, _)| *at);
-    for (at, earlier) in &told {
-        let later = told.iter().filter(|(_, later)| later.called > *at && later.token <= earlier.token);
-        violations.extend(later.map(|(_, later)| {
-            format!("{} got token {:?} after {} had got {:?}", later.node, later.token, earlier.node, earlier.token)
-        }));
-    }
-    violations
+    let told: Vec<_> = acknowledged(operations, "acquire").collect();
+    let violation = |(later, _): &(&Operation, u64)| {
+        let before = told.iter().filter(|(_, at)| *at < later.called).map(|(earlier, _)| *earlier);
+        let highest = before.max_by_key(|earlier| earlier.token).filter(|earlier| earlier.token >= later.token)?;
+        let (token, other) = (later.token.unwrap_or_default(), highest.token.unwrap_or_default());
+        Some(format!("{} got token {token} after {} had got {other}", later.node, highest.node))
+    };
+    told.iter().filter_map(violation).collect()
 }
 
 fn ids(operations: &[Operation]) -> (usize, Vec<String>) {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use clap::{Parser, Subcommand, ValueEnum as _};
+use clap::{Parser, Subcommand};
 use coact::Env;
 
 use crate::{
@@ -37,6 +37,9 @@ use crate::{
 struct Lab {
     #[command(subcommand)]
     part: Option<Part>,
+    /// Do not write the page
+    #[arg(long)]
+    check: bool,
     /// Only these engines; then the page is not written
     #[arg(long)]
     engine: Vec<Engine>,
@@ -84,7 +87,7 @@ async fn run(lab: Lab) -> Result<()> {
     Net::preflight()?;
     fs::create_dir_all(&lab.histories).with_context(|| format!("creating {}", lab.histories.display()))?;
     let outcomes = run_all(&lab).await?;
-    if lab.engine.is_empty() && lab.nemesis.is_empty() && lab.plant.is_none() {
+    if !lab.check && lab.engine.is_empty() && lab.nemesis.is_empty() && lab.plant.is_none() {
         report::write(&lab.page, &outcomes)?;
         println!("lab: wrote {}", lab.page.display());
     }
@@ -105,7 +108,7 @@ fn complaint(outcome: &Outcome) -> String {
 }
 
 async fn run_all(lab: &Lab) -> Result<Vec<Outcome>> {
-    let chosen = |some: &[Engine]| if some.is_empty() { Engine::value_variants().to_vec() } else { some.to_vec() };
+    let chosen = |some: &[Engine]| if some.is_empty() { Engine::SHOWN.to_vec() } else { some.to_vec() };
     let seed = lab.seed.unwrap_or_else(|| Env::real().random() >> 40);
     println!("lab: seed {seed}");
     let mut outcomes = Vec::new();

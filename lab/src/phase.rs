@@ -183,11 +183,11 @@ impl Stage<'_, '_> {
             Nemesis::IsolateLeader | Nemesis::IsolateFollower | Nemesis::OneWay => {
                 let host = if nemesis == Nemesis::IsolateFollower { other } else { leader };
                 (fault.struck, fault.cut) = (Some(name(host)), true);
-                fault.from = self.begin(&format!("{} {}", nemesis.name(), name(host)));
                 match nemesis {
                     Nemesis::OneWay => self.net.mute(host)?,
                     _ => self.net.isolate(host)?,
                 }
+                fault.from = self.begin(&format!("{} {}", nemesis.name(), name(host)));
                 if host == leader {
                     self.cluster.take_over_from(host).await?;
                 }

@@ -102,7 +102,12 @@ pub(crate) fn judge(shown: &Shown, nemesis: Nemesis) -> Vec<String> {
     }
     if declared.linearizable && declared.keeps_writes && !declared.may_diverge {
         unless(shown.stale == 0, format!("{} linearizable reads were stale", shown.stale));
+        let stale = shown.stale_cut;
+        unless(stale == 0 || declared.serves_stale, format!("{stale} linearizable reads of the cut side were stale"));
         unless(shown.not_linearizable.is_empty(), first("registers", &shown.not_linearizable));
+    }
+    if declared.serves_stale && nemesis == Nemesis::IsolateLeader {
+        unless(shown.stale_cut > 0, "it declares stale reads on the cut side, but the lab did not show one".to_owned());
     }
     if declared.minority_stops && isolated {
         let answered = shown.cut_acknowledged + shown.cut_reads;
@@ -134,6 +139,7 @@ fn observed(shown: &Shown) -> String {
     say(shown.diverged, "**diverged**".to_owned());
     say(shown.lost > 0, format!("**lost {} acknowledged writes**", shown.lost));
     say(shown.stale > 0, format!("**{} stale reads**", shown.stale));
+    say(shown.stale_cut > 0, format!("**{} stale reads on the cut side**", shown.stale_cut));
     say(!shown.not_linearizable.is_empty(), format!("{} registers not linearizable", shown.not_linearizable.len()));
     say(shown.stale_any > 0, format!("{} stale `Any` reads", shown.stale_any));
     say(!shown.grants.is_empty(), format!("{} grants whose token went back", shown.grants.len()));

@@ -3,20 +3,21 @@
 use anyhow::{Context, Result};
 
 use crate::{
-    codegen,
+    codegen, lab,
     run::{cargo, succeed},
     test, tidy,
 };
 
 type Step = (&'static str, fn() -> Result<()>);
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("format", format),
     ("tidy", tidy::run),
     ("generated code", codegen::check),
     ("lints", lints),
     ("documentation", documentation),
     ("tests", || test::run(&[])),
+    ("lab", lab::check),
 ];
 
 pub(crate) fn run() -> Result<()> {

@@ -6,6 +6,7 @@ mod bench;
 mod ci;
 mod codegen;
 mod deny;
+mod lab;
 mod matrix;
 mod packages;
 mod run;
@@ -41,6 +42,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
         arguments: Vec<String>,
     },
+    /// Cut real clusters apart in network namespaces (as root), and write docs/guarantees.md
+    Lab {
+        /// Passed on: --engine, --nemesis, --plant, --seed
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Run every block's scenario on every engine, and write docs/matrix.md
     Matrix,
     /// Check licences, advisories and sources of dependencies (needs `cargo install cargo-deny`)
@@ -69,6 +76,7 @@ fn run_command(command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(),
         Command::Ci => ci::run(),
         Command::Bench { arguments } => bench::run(&arguments),
+        Command::Lab { arguments } => lab::run(&arguments),
         Command::Matrix => matrix::run(),
         Command::Deny => deny::run(),
         Command::Codegen { check: false } => codegen::run(),

@@ -96,11 +96,13 @@ fn guarantees(settings: &Settings, wake: WakeUp) -> Guarantees {
     let waits_for_standby = settings.synchronous_standbys
         && matches!(&*settings.synchronous_commit, "on" | "remote_apply" | "remote_write");
     // With nobody to fail over to, nothing is lost that way.
-    let loses = !waits_for_standby && (settings.followers || settings.synchronous_standbys);
+    let followed = settings.followers || settings.synchronous_standbys;
+    let loses = !waits_for_standby && followed;
     Guarantees {
         reads: Consistency::Linearizable,
         writes,
-        on_partition: OnPartition::SingleNode,
+        // A primary that was replaced while it was cut off answers reads until it learns of it.
+        on_partition: if followed { OnPartition::ServesStale } else { OnPartition::SingleNode },
         failover: if loses { Failover::MayLoseWrites } else { Failover::KeepsWrites },
         // Tokens are revisions: where commits are lost, so are they, and are given again.
         fence: if loses || writes < Durability::Sync { Fence::PerProcess } else { Fence::Strong },

@@ -29,6 +29,9 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
+    /// Those that coact has an engine for: they run unless others are asked for.
+    pub(crate) const SHOWN: [Self; 3] = [Self::Etcd, Self::Redis, Self::Postgres];
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Etcd => "etcd",

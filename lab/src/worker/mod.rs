@@ -74,6 +74,7 @@ pub(crate) struct Declared {
     pub(crate) all: Vec<(String, String)>,
     pub(crate) linearizable: bool,
     pub(crate) minority_stops: bool,
+    pub(crate) serves_stale: bool,
     pub(crate) may_diverge: bool,
     pub(crate) keeps_writes: bool,
     /// Whether a watch tells every change.
@@ -215,6 +216,7 @@ fn declared(kv: &KvHandle) -> Declared {
         all: all.map(|(name, value)| (name.to_owned(), value)).into(),
         linearizable: guarantees.reads == Consistency::Linearizable,
         minority_stops: guarantees.on_partition == OnPartition::MinorityStops,
+        serves_stale: guarantees.on_partition == OnPartition::ServesStale,
         may_diverge: guarantees.on_partition == OnPartition::MayDiverge,
         keeps_writes: guarantees.failover == Failover::KeepsWrites,
         tells_all: guarantees.watch == WatchFrom::Revision,
