@@ -7,8 +7,9 @@ use std::{
 
 use bytes::Bytes;
 use coact_core::{
-    Result,
-    contract::kv::{Entry, LeaseId, Revision},
+    Error, ErrorKind, Result,
+    contract::kv::{Change, Entry, LeaseId, Revision},
+    follow::{Place, What},
     name::{Dir, Key, Realm},
 };
 use futures::future::join_all;
@@ -16,7 +17,12 @@ use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 use zookeeper_client::Stat;
 
-use crate::{connection::Shared, errors::malformed, log::present, paths::decode};
+use crate::{
+    connection::Shared,
+    errors::malformed,
+    log::{history, present},
+    paths::decode,
+};
 
 /// How many dirs are remembered.
 const REMEMBERED_MAX: usize = 10_000;
@@ -88,28 +94,70 @@ pub(crate) async fn load(
     if fresh {
         link.freshen().await?;
     }
+    let last = last_revision(link, realm).await?;
+    let before = versions(link, wanted).await?;
+    let mut views = BTreeMap::new();
+    let mut moved = false;
+    for ((dir, wanted), stat) in wanted.iter().zip(&before) {
+        let view = match stat {
+            Some(stat) => read_dir(link, dir, wanted, stat).await?,
+            None => Some(View { complete: true, ..View::default() }),
+        };
+        moved |= view.is_none();
+        let all = wanted.all;
+        views.insert(dir.clone(), view.unwrap_or_else(|| View { complete: all, ..View::default() }));
+    }
+    let after = versions(link, wanted).await?;
+    let of = |stat: &Option<Stat>| stat.map(|stat| (stat.czxid, stat.version));
+    if !moved && before.iter().map(of).eq(after.iter().map(of)) {
+        let revision = views.values().map(|view| Revision(view.modified)).fold(last, Revision::max);
+        return Ok((views, revision));
+    }
+    let revision = catch_up(link, realm, wanted, &mut views, last).await?;
+    for (view, stat) in views.values_mut().zip(after) {
+        // A version that is older than the view makes the transaction conflict, and nothing worse.
+        view.version = stat.map(|stat| stat.version);
+        view.modified = revision.0;
+    }
+    Ok((views, revision))
+}
+
+/// Others wrote while the dirs were read: what they did since is in the history, which tells how the dirs are at its end.
+async fn catch_up(
+    link: &Shared,
+    realm: &Realm,
+    wanted: &BTreeMap<Dir, Wanted>,
+    views: &mut BTreeMap<Dir, View>,
+    from: Revision,
+) -> Result<Revision> {
+    let mut at = from;
     loop {
-        let last = last_revision(link, realm).await?;
-        let before = versions(link, wanted).await?;
-        let mut views = BTreeMap::new();
-        let mut moved = false;
-        for ((dir, wanted), stat) in wanted.iter().zip(&before) {
-            let Some(stat) = stat else {
-                views.insert(dir.clone(), View { complete: true, ..View::default() });
-                continue;
-            };
-            match read_dir(link, dir, wanted, stat).await? {
-                Some(view) => drop(views.insert(dir.clone(), view)),
-                None => moved = true,
+        let history = history(link, realm, Some(Place::after(at))).await?;
+        if history.lost {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the history was trimmed while a dir was read: read it again",
+            ));
+        }
+        for step in history.steps {
+            at = Revision(step.at.revision);
+            let What::Changes(changes) = step.what else { continue };
+            for change in changes {
+                let (key, entry) = match change {
+                    Change::Put(entry) => (entry.key.clone(), Some(entry)),
+                    Change::Gone { key, .. } => (key, None),
+                    Change::Progress(_) | Change::Resync { .. } => continue,
+                };
+                let (Some(view), Some(wanted)) = (views.get_mut(key.dir()), wanted.get(key.dir())) else { continue };
+                if wanted.all && entry.is_none() {
+                    view.entries.remove(key.name());
+                } else if wanted.all || wanted.names.contains(key.name()) {
+                    view.entries.insert(key.name().to_owned(), entry);
+                }
             }
         }
-        let after = versions(link, wanted).await?;
-        let same = before.iter().zip(&after).all(|(before, after)| {
-            before.map(|stat| (stat.czxid, stat.version)) == after.map(|stat| (stat.czxid, stat.version))
-        });
-        if same && !moved {
-            let revision = views.values().map(|view| Revision(view.modified)).fold(last, Revision::max);
-            return Ok((views, revision));
+        if !history.more {
+            return Ok(at);
         }
     }
 }

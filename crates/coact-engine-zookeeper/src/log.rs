@@ -144,43 +144,7 @@ impl Past for Log {
     }
 
     async fn read(&self, after: Option<Place>) -> Result<History> {
-        let path = self.link.paths.log(&self.realm);
-        let nodes = self.link.read(|client| {
-            let (now, path) = (self.link.paths.now(), path.clone());
-            async move {
-                // Sent one after the other, answered together.
-                let fresh = client.set_data(&now, b"", None);
-                let data = client.get_data(&path);
-                let children = client.get_children(&path);
-                fresh.await?;
-                Ok((data.await?, children.await?))
-            }
-        });
-        let Some(((compacted, stat), (mut names, _))) = nodes.await? else {
-            return Err(malformed("a realm without a history"));
-        };
-        let present = present(&stat);
-        let Some(after) = after else { return Ok(History { present, lost: false, steps: Vec::new(), more: false }) };
-        let compacted = std::str::from_utf8(&compacted).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
-        if after.revision < compacted {
-            return Ok(History { present, lost: true, steps: Vec::new(), more: false });
-        }
-        names.retain(|name| name.starts_with(PREFIX));
-        names.sort_unstable();
-        let first = self.first_after(&names, after.revision).await?;
-        let wanted = &names[first..(first + AT_ONCE).min(names.len())];
-        let nodes = join_all(wanted.iter().map(|name| self.node(name))).await;
-        let mut steps = Vec::new();
-        for node in nodes {
-            // One that was trimmed meanwhile makes the whole look void: the next finds that it is gone.
-            let Some((data, stat)) = node? else {
-                return Err(coact_core::Error::new(ErrorKind::Unavailable, "the history was trimmed meanwhile"));
-            };
-            let at = stat.czxid.unsigned_abs();
-            let changes = decode(data, Revision(at)).ok_or_else(|| malformed("the history of a realm"))?;
-            steps.push(Step { at: Place { revision: at, part: 0 }, what: What::Changes(changes) });
-        }
-        Ok(History { present, lost: false, more: first + AT_ONCE < names.len(), steps })
+        history(&self.link, &self.realm, after).await
     }
 
     async fn hear(&self, wanted: bool) {
@@ -199,48 +163,86 @@ impl Past for Log {
     }
 }
 
-impl Log {
-    async fn node(&self, name: &str) -> Result<Option<(Vec<u8>, Stat)>> {
-        let path = format!("{}/{name}", self.link.paths.log(&self.realm));
-        self.link
-            .read(|client| {
-                let path = path.clone();
-                async move { client.get_data(&path).await }
-            })
-            .await
-    }
-
-    /// The index of the first node after a revision. Names and revisions are in the same order. Most who ask are near the
-    /// end.
-    async fn first_after(&self, names: &[String], revision: u64) -> Result<usize> {
-        let (mut low, mut high) = (0, names.len());
-        let mut step = 1;
-        while high > 0 {
-            let probe = high.saturating_sub(step).max(low);
-            if self.is_after(names, probe, revision).await? {
-                high = probe;
-                step *= 2;
-            } else {
-                low = probe + 1;
-                break;
-            }
+/// Reads what came after a place; without one, only where the present is.
+pub(crate) async fn history(link: &Shared, realm: &Realm, after: Option<Place>) -> Result<History> {
+    let path = link.paths.log(realm);
+    let nodes = link.read(|client| {
+        let (now, path) = (link.paths.now(), path.clone());
+        async move {
+            // Sent one after the other, answered together.
+            let fresh = client.set_data(&now, b"", None);
+            let data = client.get_data(&path);
+            let children = client.get_children(&path);
+            fresh.await?;
+            Ok((data.await?, children.await?))
         }
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if self.is_after(names, middle, revision).await? {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        Ok(high)
+    });
+    let Some(((compacted, stat), (mut names, _))) = nodes.await? else {
+        return Err(malformed("a realm without a history"));
+    };
+    let present = present(&stat);
+    let Some(after) = after else { return Ok(History { present, lost: false, steps: Vec::new(), more: false }) };
+    let compacted = std::str::from_utf8(&compacted).ok().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    if after.revision < compacted {
+        return Ok(History { present, lost: true, steps: Vec::new(), more: false });
     }
+    names.retain(|name| name.starts_with(PREFIX));
+    names.sort_unstable();
+    let first = first_after(link, &path, &names, after.revision).await?;
+    let wanted = &names[first..(first + AT_ONCE).min(names.len())];
+    let nodes = join_all(wanted.iter().map(|name| node(link, &path, name))).await;
+    let mut steps = Vec::new();
+    for node in nodes {
+        // One that was trimmed meanwhile makes the whole look void: the next finds that it is gone.
+        let Some((data, stat)) = node? else {
+            return Err(coact_core::Error::new(ErrorKind::Unavailable, "the history was trimmed meanwhile"));
+        };
+        let at = stat.czxid.unsigned_abs();
+        let changes = decode(data, Revision(at)).ok_or_else(|| malformed("the history of a realm"))?;
+        steps.push(Step { at: Place { revision: at, part: 0 }, what: What::Changes(changes) });
+    }
+    Ok(History { present, lost: false, more: first + AT_ONCE < names.len(), steps })
+}
 
-    /// One that was trimmed meanwhile is not.
-    async fn is_after(&self, names: &[String], index: usize, revision: u64) -> Result<bool> {
-        let node = self.node(&names[index]).await?;
-        Ok(node.is_some_and(|(_, stat)| stat.czxid.unsigned_abs() > revision))
+async fn node(link: &Shared, log: &str, name: &str) -> Result<Option<(Vec<u8>, Stat)>> {
+    let path = format!("{log}/{name}");
+    link.read(|client| {
+        let path = path.clone();
+        async move { client.get_data(&path).await }
+    })
+    .await
+}
+
+/// The index of the first node after a revision. Names and revisions are in the same order. Most who ask are near the
+/// end.
+async fn first_after(link: &Shared, log: &str, names: &[String], revision: u64) -> Result<usize> {
+    let (mut low, mut high) = (0, names.len());
+    let mut step = 1;
+    while high > 0 {
+        let probe = high.saturating_sub(step).max(low);
+        if is_after(link, log, names, probe, revision).await? {
+            high = probe;
+            step *= 2;
+        } else {
+            low = probe + 1;
+            break;
+        }
     }
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if is_after(link, log, names, middle, revision).await? {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(high)
+}
+
+/// One that was trimmed meanwhile is not.
+async fn is_after(link: &Shared, log: &str, names: &[String], index: usize, revision: u64) -> Result<bool> {
+    let node = node(link, log, &names[index]).await?;
+    Ok(node.is_some_and(|(_, stat)| stat.czxid.unsigned_abs() > revision))
 }
 
 /// Tells of changes for as long as the session lasts; what is missed in between is looked for anyway.
