@@ -10,8 +10,8 @@ use crate::{
 };
 
 const FILE: &str = "docs/matrix.md";
-const ENGINES: [&str; 8] =
-    ["memory", "embedded", "etcd", "node", "redis", "redis_sentinel", "redis_cluster", "postgres"];
+const ENGINES: [&str; 9] =
+    ["memory", "embedded", "etcd", "node", "redis", "redis_sentinel", "redis_cluster", "zookeeper", "postgres"];
 
 pub(crate) fn run() -> Result<()> {
     packages::install_missing()?;

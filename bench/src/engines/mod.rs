@@ -4,6 +4,7 @@ mod etcd;
 mod postgres;
 mod python;
 mod redis;
+mod zookeeper;
 
 use std::{
     future::Future,
@@ -28,6 +29,8 @@ pub(crate) enum Engine {
     Etcd,
     /// Advisory locks; a row with a unique key.
     Postgres,
+    /// kazoo.
+    Zookeeper,
 }
 
 /// How many clients want one lock.
@@ -49,6 +52,7 @@ pub(crate) async fn run(engine: Engine, time: Duration) {
         Engine::Redis => redis::run(time).await,
         Engine::Etcd => etcd::run(time).await,
         Engine::Postgres => postgres::run(time).await,
+        Engine::Zookeeper => zookeeper::run(time).await,
     }
 }
 

@@ -70,9 +70,8 @@ pub enum Fence {
 /// What a watch can resume from. Ordered from weak to strong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WatchFrom {
-    /// Only from now: a revision of the past, or a reconnect, is a `Resync`. Of several changes of one entry that follow
-    /// each other quickly, only the last may be told.
-    Latest,
+    /// Only from now: a reconnect is a `Resync`.
+    Now,
     /// From any revision that the history still holds.
     Revision,
 }
@@ -84,16 +83,6 @@ pub enum WakeUp {
     Told,
     /// It looks again after at most this long.
     Polls(Duration),
-}
-
-/// What keeps a lease. Ordered from weak to strong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LeaseLife {
-    /// The client that granted it: the lease ends soon after that client is gone, and no other can renew it or put
-    /// entries under it.
-    WithClient,
-    /// Renewals, by whomever: any client may renew it, revoke it, and put entries under it.
-    Free,
 }
 
 /// How a read-modify-write of a number is done.
@@ -148,8 +137,6 @@ pub struct Guarantees {
     pub watch: WatchFrom,
     /// How a waiter learns that it may go on.
     pub wake: WakeUp,
-    /// What keeps a lease.
-    pub leases: LeaseLife,
     /// How `Incr` is done.
     pub increment: Increment,
     /// Bounds.
@@ -335,16 +322,12 @@ names! {
         Strong => "strong",
     }
     WatchFrom {
-        Latest => "latest",
+        Now => "now",
         Revision => "revision",
     }
     WakeUp {
         Told => "told",
         Polls(pause) => format!("polls:{}ms", pause.as_millis()),
-    }
-    LeaseLife {
-        WithClient => "with-client",
-        Free => "free",
     }
     Increment {
         Native => "native",
@@ -378,7 +361,6 @@ mod tests {
         fence: Fence::Strong,
         watch: WatchFrom::Revision,
         wake: WakeUp::Told,
-        leases: LeaseLife::Free,
         increment: Increment::Native,
         limits: Limits::PORTABLE,
     };

@@ -10,8 +10,7 @@ use coact_core::{
         Scope, Txn, TxnOutcome, Write,
     },
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
-        WatchFrom,
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
     },
     name::{Dir, Key, Namespace, Realm},
 };
@@ -43,7 +42,6 @@ impl EmbeddedKv {
             fence: if volatile { Fence::PerProcess } else { Fence::Strong },
             watch: WatchFrom::Revision,
             wake: WakeUp::Told,
-            leases: LeaseLife::Free,
             increment: Increment::Native,
             limits: Limits { ttl_min: Duration::from_millis(50), ..Limits::PORTABLE },
         };

@@ -11,8 +11,7 @@ use coact_core::{
     },
     env::Env,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
-        WatchFrom,
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
     },
     name::{Dir, Key, Namespace, Realm},
     url::Url,
@@ -141,7 +140,6 @@ fn guarantees(voters: usize, reported: Option<Durability>) -> Guarantees {
         fence: if writes == Durability::Memory { Fence::PerProcess } else { Fence::Strong },
         watch: WatchFrom::Revision,
         wake: WakeUp::Told,
-        leases: LeaseLife::Free,
         increment: Increment::Emulated,
         limits: Limits::PORTABLE,
     }

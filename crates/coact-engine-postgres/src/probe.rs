@@ -5,8 +5,7 @@ use std::time::Duration;
 use coact_core::{
     Error, ErrorKind, Result,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
-        WatchFrom,
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
     },
 };
 
@@ -108,7 +107,6 @@ fn guarantees(settings: &Settings, wake: WakeUp) -> Guarantees {
         fence: if loses || writes < Durability::Sync { Fence::PerProcess } else { Fence::Strong },
         watch: WatchFrom::Revision,
         wake,
-        leases: LeaseLife::Free,
         increment: Increment::Native,
         limits: Limits::PORTABLE,
     }

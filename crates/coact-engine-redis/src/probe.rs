@@ -5,8 +5,7 @@ use std::{collections::HashMap, time::Duration};
 use coact_core::{
     Error, ErrorKind, Result,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
-        WatchFrom,
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
     },
 };
 
@@ -92,7 +91,6 @@ pub(crate) fn guarantees(info: &Info, appendfsync: Option<&str>, sentinel: bool)
         fence,
         watch: WatchFrom::Revision,
         wake: WakeUp::Told,
-        leases: LeaseLife::Free,
         increment: Increment::Native,
         limits: Limits::PORTABLE,
     }

@@ -9,8 +9,7 @@ use coact_core::{
     },
     env::Env,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
-        WatchFrom,
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
     },
     name::{Dir, Key, Realm},
     url::Url,
@@ -70,7 +69,6 @@ async fn probe(link: &Shared) -> Result<Guarantees> {
         fence: Fence::Strong,
         watch: WatchFrom::Revision,
         wake: WakeUp::Told,
-        leases: LeaseLife::Free,
         increment: Increment::Emulated,
         limits: Limits::PORTABLE,
     })

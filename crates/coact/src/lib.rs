@@ -59,6 +59,7 @@ pub mod node {
 /// | `etcd://host:2379[,host…]/namespace` | etcd |
 /// | `postgres://user@host:5432/namespace` | PostgreSQL |
 /// | `redis://host:6379[,host…]/namespace` | Redis or Valkey, alone or a Cluster; with `?sentinel=NAME` what Sentinels name |
+/// | `zookeeper://host:2181[,host…]/namespace` | ZooKeeper |
 ///
 /// # Errors
 /// `Invalid` for a URL or an option that is wrong, `Unsupported` for a scheme that is unknown or not compiled in,
@@ -103,10 +104,14 @@ pub fn registry() -> Registry {
     let registry = registry.with(coact_engine_redis::driver());
     #[cfg(not(feature = "redis"))]
     let registry = without(registry, &["redis", "rediss", "valkey", "valkeys"], "redis");
+    #[cfg(feature = "zookeeper")]
+    let registry = registry.with(coact_engine_zookeeper::driver());
+    #[cfg(not(feature = "zookeeper"))]
+    let registry = without(registry, &["zookeeper"], "zookeeper");
     registry
 }
 
-#[cfg(not(all(feature = "postgres", feature = "redis")))]
+#[cfg(not(all(feature = "postgres", feature = "redis", feature = "zookeeper")))]
 fn without(registry: Registry, schemes: &[&'static str], feature: &'static str) -> Registry {
     schemes.iter().fold(registry, |registry, scheme| registry.without(scheme, feature))
 }

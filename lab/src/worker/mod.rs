@@ -209,7 +209,6 @@ fn declared(kv: &KvHandle) -> Declared {
         ("fence", format!("{:?}", guarantees.fence)),
         ("watch from", format!("{:?}", guarantees.watch)),
         ("wake-up", format!("{:?}", guarantees.wake)),
-        ("leases", format!("{:?}", guarantees.leases)),
         ("increment", format!("{:?}", guarantees.increment)),
     ];
     Declared {

@@ -15,8 +15,7 @@ use coact_core::{
     },
     env::Env,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition, WakeUp,
-        WatchFrom,
+        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
     },
     name::{Dir, Key, Realm},
 };
@@ -424,7 +423,6 @@ const STRONG: Guarantees = Guarantees {
     fence: Fence::Strong,
     watch: WatchFrom::Revision,
     wake: WakeUp::Told,
-    leases: LeaseLife::Free,
     increment: Increment::Native,
     limits: Limits::PORTABLE,
 };

@@ -32,9 +32,8 @@ partition  single-node: who cannot reach the server gets no answer; minority-sto
 failover   whether one may lose acknowledged writes
 fence      strong: tokens grow over crashes and failovers; epoch: they grow, though the writes they belong to may
            vanish; per-process: they start anew
-watch      revision: goes on from any revision that is kept; latest: from now, and may tell only the last of several changes
+watch      revision: goes on from any revision that is kept; now: only from now
 wake       told: the store tells a waiter; polls:N: it looks every N
-leases     free: any client may renew; with-client: a lease ends with the client that has it
 incr       native: in one step; emulated: by compare-and-set
 lock …     yes, or what opens it: accept=NAME in the URL";
 
@@ -75,7 +74,6 @@ fn row(kv: &KvHandle) -> Value {
         "fence": declared.fence.name(),
         "watch": declared.watch.name(),
         "wake": declared.wake.name(),
-        "leases": declared.leases.name(),
         "incr": declared.increment.name(),
         "lock": opens(declared, &lock::NEEDS),
         "id": opens(declared, &id::NEEDS),

@@ -13,7 +13,7 @@ use coact::{
     id::{Generator, IdOptions, Segment, SegmentOptions},
     lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
 };
-use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, PostgresBed, RedisBed, RedisMode};
+use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, PostgresBed, RedisBed, RedisMode, ZookeeperBed};
 use futures::{StreamExt, future::join_all, pin_mut};
 
 use crate::node::Node;
@@ -69,6 +69,13 @@ impl Store {
         Self { one: open().await, two: open().await, _up: Box::new(bed) }
     }
 
+    async fn zookeeper() -> Self {
+        let bed = ZookeeperBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+        bed.start().await.expect("ZooKeeper starts: `cargo xtask test` installs it");
+        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(bed) }
+    }
+
     async fn of_redis(mode: RedisMode) -> Self {
         let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
         bed.start().await.expect("Redis starts: `cargo xtask test` installs it");
@@ -94,7 +101,7 @@ macro_rules! scenarios {
 
                 async fn scenario($store: Store) $body
 
-                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster postgres);
+                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster zookeeper postgres);
             }
         )*
     };

@@ -19,7 +19,7 @@ async fn the_table_says_what_each_engine_declares_and_what_that_is_enough_for() 
     assert_eq!(column("fence"), ["per-process", "strong", "strong"]);
     assert_eq!(column("lock"), ["accept=volatile", "accept=loss-window", "yes"]);
     assert_eq!(column("directory"), ["yes", "yes", "yes"]);
-    assert_eq!(column("leases"), ["free", "free", "free"]);
+    assert_eq!(column("wake"), ["told", "told", "told"]);
 }
 
 #[test]

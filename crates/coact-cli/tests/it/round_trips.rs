@@ -3,7 +3,7 @@
 
 use coact::{Session, SessionOptions, Url, lock::Mutex};
 use coact_testkit::{
-    bed::{Bed, EtcdBed, Postgres, RedisBed, RedisMode},
+    bed::{Bed, EtcdBed, Postgres, RedisBed, RedisMode, ZookeeperBed},
     fault::{Proxy, Traffic},
 };
 
@@ -58,6 +58,13 @@ async fn node() {
 async fn redis() {
     let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open(&url).await }));
     bed.start().await.expect("Redis starts");
+    assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
+}
+
+#[tokio::test]
+async fn zookeeper() {
+    let bed = ZookeeperBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("ZooKeeper starts");
     assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
 }
 

@@ -1,6 +1,6 @@
 //! The tour, as the README has it, on a smaller file.
 
-use coact_testkit::bed::{Bed, EtcdBed, PostgresBed, RedisBed, RedisMode};
+use coact_testkit::bed::{Bed, EtcdBed, PostgresBed, RedisBed, RedisMode, ZookeeperBed};
 
 use crate::node::coact;
 
@@ -43,6 +43,13 @@ async fn redis() {
 async fn postgres() {
     let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
     bed.start().await.expect("PostgreSQL starts");
+    the_tour_at(&bed.url("main").await).await;
+}
+
+#[tokio::test]
+async fn zookeeper() {
+    let bed = ZookeeperBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    bed.start().await.expect("ZooKeeper starts");
     the_tour_at(&bed.url("main").await).await;
 }
 

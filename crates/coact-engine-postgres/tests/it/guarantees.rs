@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use coact_core::{
     ErrorKind,
-    guarantees::{Durability, Failover, Fence, Increment, LeaseLife, OnPartition, WakeUp, WatchFrom},
+    guarantees::{Durability, Failover, Fence, Increment, OnPartition, WakeUp, WatchFrom},
 };
 
 use crate::server::{key, kv, open, start, until};
@@ -16,7 +16,7 @@ async fn a_server_with_its_defaults_declares_what_it_is() {
     assert_eq!((declared.writes, declared.failover), (Durability::Sync, Failover::KeepsWrites));
     assert_eq!((declared.fence, declared.on_partition), (Fence::Strong, OnPartition::SingleNode));
     assert_eq!((declared.wake, declared.watch), (WakeUp::Told, WatchFrom::Revision));
-    assert_eq!((declared.leases, declared.increment), (LeaseLife::Free, Increment::Native));
+    assert_eq!(declared.increment, Increment::Native);
 }
 
 #[tokio::test]

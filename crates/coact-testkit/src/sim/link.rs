@@ -14,8 +14,8 @@ use coact_core::{
     },
     env::Env,
     guarantees::{
-        Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, LeaseLife, Limits, OnPartition,
-        WakeUp, WatchFrom,
+        Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp,
+        WatchFrom,
     },
     name::{Dir, Key, Realm},
 };
@@ -57,7 +57,6 @@ const GUARANTEES: Guarantees = Guarantees {
     fence: Fence::Strong,
     watch: WatchFrom::Revision,
     wake: WakeUp::Told,
-    leases: LeaseLife::Free,
     increment: Increment::Native,
     limits: Limits::PORTABLE,
 };
