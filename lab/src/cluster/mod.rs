@@ -30,7 +30,7 @@ pub(crate) enum Engine {
 
 impl Engine {
     /// Those that coact has an engine for: they run unless others are asked for.
-    pub(crate) const SHOWN: [Self; 3] = [Self::Etcd, Self::Redis, Self::Postgres];
+    pub(crate) const SHOWN: [Self; 4] = [Self::Etcd, Self::Zookeeper, Self::Redis, Self::Postgres];
 
     pub(crate) fn name(self) -> &'static str {
         match self {

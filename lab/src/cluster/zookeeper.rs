@@ -9,9 +9,10 @@ use anyhow::{Context as _, Result};
 use futures::future::{LocalBoxFuture, join_all};
 
 use super::{Cluster, Servers, ask, hosts_from};
-use crate::net::{HOSTS, Net, Run, address, step_clock};
+use crate::net::{HOSTS, Net, Run, address};
 
-pub(super) const MADE_OF: &str = "Three servers of Debian's ZooKeeper 3.8, `tickTime` 500 ms, `syncLimit` 4";
+pub(super) const MADE_OF: &str = "Three servers of Debian's ZooKeeper 3.8, `tickTime` 500 ms, `syncLimit` 4; only the clients' wall clock is \
+                                  stepped, since Java stands still under libfaketime";
 const JAVA: &str = "/usr/bin/java";
 const CLASSES: &str = "/usr/share/java/zookeeper.jar";
 
@@ -26,7 +27,6 @@ impl<'a> Zookeeper<'a> {
         let mut zookeeper = Self { net, place: place.to_owned(), servers: Servers::default() };
         for host in 1..=HOSTS {
             zookeeper.write_config(host).with_context(|| format!("the files of host {host}"))?;
-            step_clock(&zookeeper.clock_file(host), 0)?;
             zookeeper.restart(host)?;
         }
         Ok(zookeeper)
@@ -64,9 +64,6 @@ impl<'a> Zookeeper<'a> {
         self.place.join(format!("h{host}.cfg"))
     }
 
-    fn clock_file(&self, host: usize) -> PathBuf {
-        self.place.join(format!("server-{host}.clock"))
-    }
 }
 
 const LOG4J: &str = "log4j.rootLogger=WARN, CONSOLE\nlog4j.appender.CONSOLE=org.apache.log4j.ConsoleAppender\n\
@@ -95,15 +92,15 @@ impl Cluster for Zookeeper<'_> {
     }
 
     fn restart(&mut self, host: usize) -> Result<()> {
-        let (clock, data) = (self.clock_file(host), self.place.join(format!("h{host}")));
-        let mut command = self.net.on(host, Run { clock: Some(&clock), ..Run::default() }, Path::new(JAVA));
+        let data = self.place.join(format!("h{host}"));
+        let mut command = self.net.on(host, Run::default(), Path::new(JAVA));
         command.args(["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-cp"]);
         command.arg(format!("{}:{CLASSES}", data.display()));
         command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(self.config_file(host));
         self.servers.start(host, &mut command, &self.place.join(format!("h{host}.log")))
     }
 
-    fn clock(&self, host: usize) -> Option<PathBuf> {
-        Some(self.clock_file(host))
+    fn clock(&self, _host: usize) -> Option<PathBuf> {
+        None
     }
 }
