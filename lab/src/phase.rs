@@ -89,6 +89,8 @@ pub(crate) struct Seen {
     /// What the resource saw, and the control without tokens.
     pub(crate) fenced: Report,
     pub(crate) control: Report,
+    /// How much later than otherwise a lease may end, in nanoseconds.
+    pub(crate) takeover: u64,
 }
 
 /// What was done, when, and to whom.
@@ -151,7 +153,8 @@ pub(crate) async fn run(net: &Net, cluster: &mut dyn Cluster, plan: &Plan) -> Re
     wait_for(&log, "closed", HOSTS - killed).await?;
     let (fenced, control) = protected.reports();
     std::fs::remove_file(&socket)?;
-    Ok(Seen { events: log.events(), fault, fenced, control })
+    let takeover = cluster.takeover().as_nanos() as u64;
+    Ok(Seen { events: log.events(), fault, fenced, control, takeover })
 }
 
 /// A client that lives to read everything at the end.

@@ -9,6 +9,7 @@
 //! * `session` (10s): how long ZooKeeper keeps the connection's session when nobody is heard.
 //! * `timeout` (5s): how long one request may take, with every repetition that the engine makes on its own. Only reads,
 //!   and writes that ZooKeeper refused untouched, are repeated.
+//!   A write whose answer did not come in time may still be sent when the connection comes back within the session.
 //! * `connect_timeout` (2s): how long one server may take to accept a connection.
 //! * `history` (1000): how many transactions of a realm are kept for watches that come back.
 //! * `max_request` (1000000 bytes): a larger transaction is refused, since ZooKeeper would end the connection. Raise it

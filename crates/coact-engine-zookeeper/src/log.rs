@@ -10,7 +10,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use coact_core::{
-    ErrorKind, Result,
+    Error, ErrorKind, Result,
     contract::kv::{Change, Entry, Feed, GoneCause, LeaseId, Revision, Scope},
     env::Env,
     follow::{Feeds, History, Past, Place, Step, What},
@@ -195,7 +195,7 @@ pub(crate) async fn history(link: &Shared, realm: &Realm, after: Option<Place>) 
     for node in nodes {
         // One that was trimmed meanwhile makes the whole look void: the next finds that it is gone.
         let Some((data, stat)) = node? else {
-            return Err(coact_core::Error::new(ErrorKind::Unavailable, "the history was trimmed meanwhile"));
+            return Err(moved());
         };
         let at = stat.czxid.unsigned_abs();
         let changes = decode(data, Revision(at)).ok_or_else(|| malformed("the history of a realm"))?;
@@ -239,10 +239,17 @@ async fn first_after(link: &Shared, log: &str, names: &[String], revision: u64) 
     Ok(high)
 }
 
-/// One that was trimmed meanwhile is not.
+/// Whether a node is younger than a revision.
 async fn is_after(link: &Shared, log: &str, names: &[String], index: usize, revision: u64) -> Result<bool> {
-    let node = node(link, log, &names[index]).await?;
-    Ok(node.is_some_and(|(_, stat)| stat.czxid.unsigned_abs() > revision))
+    match node(link, log, &names[index]).await? {
+        Some((_, stat)) => Ok(stat.czxid.unsigned_abs() > revision),
+        // Trimmed meanwhile, or a new session is with a server that does not know it yet.
+        None => Err(moved()),
+    }
+}
+
+fn moved() -> Error {
+    Error::new(ErrorKind::Unavailable, "the history changed while it was read: read it again")
 }
 
 /// Tells of changes for as long as the session lasts; what is missed in between is looked for anyway.

@@ -106,6 +106,11 @@ pub(crate) trait Cluster {
         let _ = host;
     }
 
+    /// How much later a lease may end because the client that ends leases died, and another begins to count anew.
+    fn takeover(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// What this cluster leaves to the lab once the workloads have ended: a server that was replaced joins again.
     fn settle(&mut self) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async { Ok(()) })

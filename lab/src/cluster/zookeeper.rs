@@ -3,13 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use futures::future::{LocalBoxFuture, join_all};
 
 use super::{Cluster, Servers, ask, hosts_from};
-use crate::net::{HOSTS, Net, Run, address};
+use crate::{
+    net::{HOSTS, Net, Run, address},
+    worker::TTL,
+};
 
 pub(super) const MADE_OF: &str = "Three servers of Debian's ZooKeeper 3.8, `tickTime` 500 ms, `syncLimit` 4; only the clients' wall clock is \
                                   stepped, since Java stands still under libfaketime";
@@ -63,7 +67,6 @@ impl<'a> Zookeeper<'a> {
     fn config_file(&self, host: usize) -> PathBuf {
         self.place.join(format!("h{host}.cfg"))
     }
-
 }
 
 const LOG4J: &str = "log4j.rootLogger=WARN, CONSOLE\nlog4j.appender.CONSOLE=org.apache.log4j.ConsoleAppender\n\
@@ -73,7 +76,7 @@ const LOG4J: &str = "log4j.rootLogger=WARN, CONSOLE\nlog4j.appender.CONSOLE=org.
 impl Cluster for Zookeeper<'_> {
     fn url(&self, host: usize, namespace: &str) -> String {
         let servers: Vec<_> = hosts_from(host).map(|host| format!("{}:2181", address(host))).collect();
-        format!("zookeeper://{}/{namespace}?timeout=1s&connect_timeout=500ms", servers.join(","))
+        format!("zookeeper://{}/{namespace}?timeout=1s&connect_timeout=500ms&session=2s", servers.join(","))
     }
 
     fn leader(&self) -> LocalBoxFuture<'_, Option<usize>> {
@@ -98,6 +101,11 @@ impl Cluster for Zookeeper<'_> {
         command.arg(format!("{}:{CLASSES}", data.display()));
         command.arg("org.apache.zookeeper.server.quorum.QuorumPeerMain").arg(self.config_file(host));
         self.servers.start(host, &mut command, &self.place.join(format!("h{host}.log")))
+    }
+
+    fn takeover(&self) -> Duration {
+        // The session of the dead one, until another notices, and the whole length of the lease.
+        Duration::from_secs(2) + Duration::from_millis(1500) + TTL
     }
 
     fn clock(&self, _host: usize) -> Option<PathBuf> {

@@ -160,11 +160,10 @@ async fn clients_that_write_in_one_dir_lose_nothing_and_see_one_order() {
     let realm = Realm::default();
     join_all(clients.iter().enumerate().map(async |(client, kv)| {
         for round in 0..20 {
-            let writes = vec![Write::Incr { key: key("n/sum"), by: 1 }, Write::Put {
-                key: key(&format!("n/{client}-{round}")),
-                value: "x".into(),
-                lease: None,
-            }];
+            let writes = vec![
+                Write::Incr { key: key("n/sum"), by: 1 },
+                Write::Put { key: key(&format!("n/{client}-{round}")), value: "x".into(), lease: None },
+            ];
             let reads = vec![Read::Count(dir("n"))];
             let outcome = kv.txn(&realm, Txn { writes, reads, ..Txn::default() }).await.expect("commits");
             assert!(matches!(outcome, TxnOutcome::Committed { .. }));
@@ -213,7 +212,7 @@ async fn nodes_of_another_user_are_denied() {
 
 #[tokio::test]
 async fn nobody_there_is_said_at_once() {
-    let error = open("zookeeper://127.0.0.1:1/main?timeout=1s").await.err().expect("nobody is there");
+    let error = open("zookeeper://127.0.0.1:1/main?timeout=1s").await.expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.effect(), Effect::NotApplied);
 }
