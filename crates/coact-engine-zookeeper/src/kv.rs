@@ -29,6 +29,9 @@ use crate::{
     txn,
 };
 
+/// How often a waiter looks again, should what was told be lost.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
 pub(crate) async fn open(url: Url, env: Env) -> Result<KvHandle> {
     let config = Config::from_url(&url)?;
     let accepted = url.accepted()?;
@@ -180,12 +183,13 @@ impl KvStore for ZookeeperKv {
             if stat.is_none_or(|stat| stat.czxid.unsigned_abs() != created.0) {
                 return Ok(());
             }
+            let told = self.link.env.timeout(ASK_AGAIN, watcher.changed());
             let event = tokio::select! {
-                event = watcher.changed() => event,
+                event = told => event,
                 () = self.link.until_closed() => return Err(closed()),
             };
             // A session that ends tells nothing more: whoever waits looks again.
-            if event.event_type == EventType::Session {
+            if event.is_some_and(|event| event.event_type == EventType::Session) {
                 return Ok(());
             }
         }

@@ -14,9 +14,10 @@ fn refused(arguments: &[&str], code: i32, message: &str) {
 fn urls_and_names() {
     refused(&["kv", "get", "a/b", "--at", "localhost"], 2, "is not an engine URL: it has no scheme");
     refused(
-        &["kv", "get", "a/b", "--at", "redis://h"],
+        &["kv", "get", "a/b", "--at", "kafka://h"],
         8,
-        "URL scheme \"redis\" names no engine: choose from embedded, memory, etcd, coact",
+        "URL scheme \"kafka\" names no engine: choose from embedded, memory, etcd, coact, postgres, postgresql, redis, rediss, \
+         valkey, valkeys, zookeeper",
     );
     refused(&["kv", "get", "a/b", "--at", "memory:?x=1"], 2, "URL option \"x\" is not known to memory");
     refused(

@@ -111,7 +111,12 @@ impl Server {
 /// What the server says about itself; nothing if it does not answer.
 fn srvr(port: u16) -> String {
     let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port} && printf srvr >&3 && cat <&3");
-    let asked = Command::new("/bin/bash").args(["-c", &script]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    // Somebody else's server, which has taken the port, may not answer at all.
+    let asked = Command::new("/usr/bin/timeout")
+        .args(["2", "/bin/bash", "-c", &script])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output();
     asked.map(|asked| String::from_utf8_lossy(&asked.stdout).into_owned()).unwrap_or_default()
 }
 
