@@ -28,7 +28,7 @@ async fn what_goes_on_is_shown_once_and_as_it_changes() {
     };
     let mut running = vec![start("quiet", &["lock", "run", "a-quiet", "--label", "librarian"])];
     running.push(start("busy", &["rw", "read", "busy", "--label", "reader"]));
-    becomes("both are held", &|top| top["locks"].as_array().is_some_and(|locks| locks.len() == 2)).await;
+    becomes("both are held", &|top| top["locks"].as_array().is_some_and(|locks| locks.len() >= 2)).await;
     running.push(start("waiter", &["rw", "write", "busy"]));
     becomes("one waits", &|top| top["locks"][0]["waiters"] == 1).await;
     running.push(start("leader", &["elect", "shop", "--value", "10.0.0.1"]));
@@ -57,7 +57,8 @@ async fn what_goes_on_is_shown_once_and_as_it_changes() {
     assert_eq!((&top["ids"][0]["ids"], &top["ids"][0]["workers_known"]), (&"main".into(), &1.into()));
     let table = node.stdout(&["top", "--once", "--rows", "1"]);
     assert!(table.starts_with("LOCK  KIND  HOLDER  TOKEN  HELD_S  WAITERS  OLDEST_WAIT_S\nbusy  rw"), "{table}");
-    assert!(table.contains("… and 1 more\n") && !table.contains("a-quiet"), "{table}");
+    // How many depends on whether the node has its own for health checks by now.
+    assert!(table.contains("… and ") && table.contains(" more\n") && !table.contains("a-quiet"), "{table}; {}", once());
 
     live.wrote("the one that goes on has seen it too", |text| {
         documents(text).last().is_some_and(|top| top["services"][0]["total"] == 2 && top["locks"][0]["waiters"] == 1)
