@@ -258,6 +258,9 @@ fn watch(events: &[Event], operations: &[Operation], tells_all: bool) -> (usize,
         // A client that was cut off may send what timed out long ago, after the key that ends the watch was written: of
         // that nobody was told.
         let end = follower.at();
+        if events.iter().any(|event| event.node == node && event.f == "watch-unfinished") {
+            violations.push(format!("{node}: the watch did not tell of the key that ends it"));
+        }
         match &page {
             Some(page) if page.entries.iter().any(|entry| entry.modified > end) => {}
             Some(page) => follower.compare(page),
