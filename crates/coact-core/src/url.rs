@@ -1,6 +1,6 @@
 //! Engine URLs: `scheme://[user[:secret]@]host[:port][,host…]/namespace[?key=value]`, `embedded:///path`, `memory:`.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use crate::{
     error::{Error, Result},
@@ -153,6 +153,38 @@ impl Url {
         }
     }
 
+    /// An option that is a duration above zero.
+    ///
+    /// # Errors
+    /// `Invalid`, with the option, its value and what is allowed.
+    pub fn duration(&self, name: &str, default: Duration) -> Result<Duration> {
+        let positive = |text: &str| parse_duration(text).filter(|duration| !duration.is_zero());
+        Ok(self.parsed(name, "a duration above zero such as 500ms or 5s", positive)?.unwrap_or(default))
+    }
+
+    /// What is in the file that an option names.
+    ///
+    /// # Errors
+    /// `Invalid` if it cannot be read.
+    pub fn file(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(path) = self.option(name) else { return Ok(None) };
+        std::fs::read(path)
+            .map(Some)
+            .map_err(|error| Error::invalid(format!("URL option {name}={path} cannot be read")).with_source(error))
+    }
+
+    /// What is in the files that `cert` and `key` name, a certificate of our own and its private key.
+    ///
+    /// # Errors
+    /// `Invalid` if one of them is not named, or cannot be read.
+    pub fn identity(&self) -> Result<Option<(Vec<u8>, Vec<u8>)>> {
+        match (self.option("cert"), self.option("key")) {
+            (Some(_), None) => Err(Error::invalid("URL option cert needs key=PATH: the certificate's private key")),
+            (None, Some(_)) => Err(Error::invalid("URL option key needs cert=PATH: the key's certificate")),
+            _ => Ok(self.file("cert")?.zip(self.file("key")?)),
+        }
+    }
+
     /// Refuses options outside `known` (`accept` is always known).
     ///
     /// # Errors
@@ -214,7 +246,7 @@ impl fmt::Display for Host {
 }
 
 /// Reads a duration written as a number with a unit: `250ms`, `10s`, `5m`, `1h`.
-pub fn parse_duration(text: &str) -> Option<std::time::Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let cut = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..cut].parse().ok()?;
     let milliseconds = match &text[cut..] {
@@ -224,7 +256,7 @@ pub fn parse_duration(text: &str) -> Option<std::time::Duration> {
         "h" => 3_600_000,
         _ => return None,
     };
-    number.checked_mul(milliseconds).map(std::time::Duration::from_millis)
+    number.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
 fn parse_authority(authority: &str) -> Result<(Option<String>, Option<Secret>, Vec<Host>)> {
@@ -345,8 +377,8 @@ mod tests {
 
     #[test]
     fn reads_durations_with_units_only() {
-        assert_eq!(parse_duration("250ms"), Some(std::time::Duration::from_millis(250)));
-        assert_eq!(parse_duration("2h"), Some(std::time::Duration::from_secs(7200)));
+        assert_eq!(parse_duration("250ms"), Some(Duration::from_millis(250)));
+        assert_eq!(parse_duration("2h"), Some(Duration::from_secs(7200)));
         for bad in ["", "5", "ms", "1d", "-1s", "1.5s", "99999999999999999999s", "18446744073709551615h"] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use coact_core::{
     Error, Result,
     name::Namespace,
-    url::{Host, Url, parse_duration},
+    url::{Host, Url},
 };
 use tonic::transport::ClientTlsConfig;
 
@@ -87,18 +87,14 @@ impl Config {
                 flavour.port()
             )));
         }
-        let duration = |name, default| {
-            let positive = |text: &str| parse_duration(text).filter(|duration| !duration.is_zero());
-            Ok::<_, Error>(url.parsed(name, "a duration above zero such as 500ms or 5s", positive)?.unwrap_or(default))
-        };
         let server =
             |host: &Host| Host { name: host.name.clone(), port: host.port.or(Some(flavour.port())) }.to_string();
         Ok(Self {
             flavour,
             servers: url.hosts().iter().map(server).collect(),
             namespace: url.namespace()?,
-            timeout: duration("timeout", Duration::from_secs(5))?,
-            connect_timeout: duration("connect_timeout", Duration::from_secs(2))?,
+            timeout: url.duration("timeout", Duration::from_secs(5))?,
+            connect_timeout: url.duration("connect_timeout", Duration::from_secs(2))?,
             login: Login::from_url(url, flavour)?,
             tls: credentials::tls(url)?,
             description: url.to_string(),

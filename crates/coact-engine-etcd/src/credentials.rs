@@ -1,6 +1,6 @@
 //! Who we are, on every request, and how connections are kept secret.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use coact_core::{
     Error, ErrorKind, Result,
@@ -63,27 +63,18 @@ pub(crate) fn tls(url: &Url) -> Result<Option<ClientTlsConfig>> {
             None => Ok(None),
         };
     }
-    let config = match url.option("ca") {
-        Some(path) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read("ca", path)?)),
+    let config = match url.file("ca")? {
+        Some(ca) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)),
         None => ClientTlsConfig::new().with_native_roots(),
     };
     let config = match url.option("server_name") {
         Some(name) => config.domain_name(name),
         None => config,
     };
-    match (url.option("cert"), url.option("key")) {
-        (None, None) => Ok(Some(config)),
-        (Some(cert), Some(key)) => {
-            Ok(Some(config.identity(Identity::from_pem(read("cert", cert)?, read("key", key)?))))
-        }
-        (Some(_), None) => Err(Error::invalid("URL option cert needs key=PATH: the certificate's private key")),
-        (None, Some(_)) => Err(Error::invalid("URL option key needs cert=PATH: the key's certificate")),
-    }
-}
-
-fn read(option: &str, path: &str) -> Result<Vec<u8>> {
-    std::fs::read(Path::new(path))
-        .map_err(|error| Error::invalid(format!("URL option {option}={path} cannot be read")).with_source(error))
+    Ok(Some(match url.identity()? {
+        Some((cert, key)) => config.identity(Identity::from_pem(cert, key)),
+        None => config,
+    }))
 }
 
 /// What goes with every request; all clones share it.

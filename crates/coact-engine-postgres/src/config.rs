@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use coact_core::{
     Error, Result,
     name::Namespace,
-    url::{Host, Secret, Url, parse_duration},
+    url::{Host, Secret, Url},
 };
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
@@ -70,11 +70,7 @@ impl Config {
         let Some(user) = url.user().filter(|user| !user.is_empty()) else {
             return Err(Error::invalid(format!("{url} names no user: write user:password@host or user@host")));
         };
-        let duration = |name, default| {
-            let positive = |text: &str| parse_duration(text).filter(|duration| !duration.is_zero());
-            Ok::<_, Error>(url.parsed(name, "a duration above zero such as 500ms or 5s", positive)?.unwrap_or(default))
-        };
-        let connect_timeout = duration("connect_timeout", Duration::from_secs(2))?;
+        let connect_timeout = url.duration("connect_timeout", Duration::from_secs(2))?;
         let tls = tls::from_url(url)?;
         let mut driver = tokio_postgres::Config::new();
         driver
@@ -103,7 +99,7 @@ impl Config {
                 .parsed("schema", "1 to 40 of a-z 0-9 _, not starting with a digit", schema)?
                 .unwrap_or_else(|| "coact".to_owned()),
             pool: url.parsed("pool", "a number from 1 to 1000", pool)?.unwrap_or(POOL),
-            timeout: duration("timeout", Duration::from_secs(5))?,
+            timeout: url.duration("timeout", Duration::from_secs(5))?,
             connect_timeout,
             user: user.to_owned(),
             hosts: url.hosts().iter().map(at).collect(),

@@ -6,7 +6,10 @@ use coact_core::{Error, Result, url::Url};
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    pki_types::{
+        CertificateDer, PrivateKeyDer,
+        pem::{self, PemObject},
+    },
 };
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -55,15 +58,12 @@ pub(crate) fn from_url(url: &Url) -> Result<Tls> {
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
         .with_root_certificates(roots);
-    let config = match (url.option("cert"), url.option("key")) {
-        (None, None) => config.with_no_client_auth(),
-        (Some(cert), Some(key)) => {
-            let unreadable = |error| Error::invalid(format!("URL option key={key} cannot be read")).with_source(error);
-            let key = PrivateKeyDer::from_pem_file(key).map_err(unreadable)?;
-            config.with_client_auth_cert(certificates("cert", cert)?, key).map_err(unusable)?
+    let config = match url.identity()? {
+        None => config.with_no_client_auth(),
+        Some((cert, key)) => {
+            let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| unreadable(url, "key", error))?;
+            config.with_client_auth_cert(certificates(url, "cert", &cert)?, key).map_err(unusable)?
         }
-        (Some(_), None) => return Err(Error::invalid("URL option cert needs key=PATH: the certificate's private key")),
-        (None, Some(_)) => return Err(Error::invalid("URL option key needs cert=PATH: the key's certificate")),
     };
     let server_name = url.option("server_name").map(str::to_owned);
     Ok(Tls { connector: MakeRustlsConnect::new(config), server_name, on })
@@ -72,11 +72,11 @@ pub(crate) fn from_url(url: &Url) -> Result<Tls> {
 /// The authorities to trust: that of the URL, or the system's.
 fn roots(url: &Url) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
-    match url.option("ca") {
-        Some(path) => {
-            for certificate in certificates("ca", path)? {
+    match url.file("ca")? {
+        Some(ca) => {
+            for certificate in certificates(url, "ca", &ca)? {
                 roots.add(certificate).map_err(|error| {
-                    Error::invalid(format!("URL option ca={path} has a certificate that cannot be used"))
+                    Error::invalid(format!("{} has a certificate that cannot be used", option(url, "ca")))
                         .with_source(error)
                 })?;
             }
@@ -91,12 +91,20 @@ fn roots(url: &Url) -> Result<RootCertStore> {
     Ok(roots)
 }
 
-fn certificates(option: &str, path: &str) -> Result<Vec<CertificateDer<'static>>> {
-    let unreadable = |error| Error::invalid(format!("URL option {option}={path} cannot be read")).with_source(error);
+/// The certificates in the file that an option names.
+fn certificates(url: &Url, name: &str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>> {
     let found: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<_, _>>().map_err(unreadable)?;
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|error| unreadable(url, name, error))?;
     if found.is_empty() {
-        return Err(Error::invalid(format!("URL option {option}={path} has no certificate in it")));
+        return Err(Error::invalid(format!("{} has no certificate in it", option(url, name))));
     }
     Ok(found)
+}
+
+fn unreadable(url: &Url, name: &str, error: pem::Error) -> Error {
+    Error::invalid(format!("{} cannot be read", option(url, name))).with_source(error)
+}
+
+fn option(url: &Url, name: &str) -> String {
+    format!("URL option {name}={}", url.option(name).unwrap_or_default())
 }

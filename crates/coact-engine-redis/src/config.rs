@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use coact_core::{
     Error, Result,
     name::Namespace,
-    url::{Secret, Url, parse_duration},
+    url::{Secret, Url},
 };
 use redis::{ClientTlsConfig, TlsCertificates};
 
@@ -63,10 +63,6 @@ impl Config {
             )));
         }
         let port = if sentinel.is_some() { SENTINEL_PORT } else { REDIS_PORT };
-        let duration = |name, default| {
-            let positive = |text: &str| parse_duration(text).filter(|duration| !duration.is_zero());
-            Ok::<_, Error>(url.parsed(name, "a duration above zero such as 500ms or 5s", positive)?.unwrap_or(default))
-        };
         let history = url.parsed("history", "a number from 1 to 1000000", |text| {
             text.parse().ok().filter(|count| (1..=1_000_000).contains(count))
         })?;
@@ -78,8 +74,8 @@ impl Config {
             sentinel,
             tls: tls(url)?,
             history: history.unwrap_or(HISTORY),
-            timeout: duration("timeout", Duration::from_secs(5))?,
-            connect_timeout: duration("connect_timeout", Duration::from_secs(2))?,
+            timeout: url.duration("timeout", Duration::from_secs(5))?,
+            connect_timeout: url.duration("connect_timeout", Duration::from_secs(2))?,
             description: url.to_string(),
         })
     }
@@ -117,12 +113,6 @@ fn sentinel_login(url: &Url, sentinel: bool) -> Result<Login> {
 }
 
 fn tls(url: &Url) -> Result<Option<TlsCertificates>> {
-    let read = |name: &str| {
-        let Some(path) = url.option(name) else { return Ok(None) };
-        std::fs::read(path)
-            .map(Some)
-            .map_err(|error| Error::invalid(format!("URL option {name}={path} cannot be read")).with_source(error))
-    };
     if !matches!(url.scheme(), "rediss" | "valkeys") {
         return match ["ca", "cert", "key"].into_iter().find(|name| url.option(name).is_some()) {
             Some(name) => Err(Error::invalid(format!(
@@ -133,13 +123,8 @@ fn tls(url: &Url) -> Result<Option<TlsCertificates>> {
             None => Ok(None),
         };
     }
-    let client_tls = match (read("cert")?, read("key")?) {
-        (None, None) => None,
-        (Some(client_cert), Some(client_key)) => Some(ClientTlsConfig { client_cert, client_key }),
-        (Some(_), None) => return Err(Error::invalid("URL option cert needs key=PATH: the certificate's private key")),
-        (None, Some(_)) => return Err(Error::invalid("URL option key needs cert=PATH: the key's certificate")),
-    };
-    Ok(Some(TlsCertificates { client_tls, root_cert: read("ca")? }))
+    let client_tls = url.identity()?.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    Ok(Some(TlsCertificates { client_tls, root_cert: url.file("ca")? }))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{fmt, time::Duration};
 use coact_core::{
     Error, Result,
     name::Namespace,
-    url::{Secret, Url, parse_duration},
+    url::{Secret, Url},
 };
 
 const OPTIONS: [&str; 6] = ["root", "session", "timeout", "connect_timeout", "history", "max_request"];
@@ -59,10 +59,6 @@ impl Config {
                 )));
             }
         };
-        let duration = |name, default| {
-            let positive = |text: &str| parse_duration(text).filter(|duration| !duration.is_zero());
-            Ok::<_, Error>(url.parsed(name, "a duration above zero such as 500ms or 5s", positive)?.unwrap_or(default))
-        };
         let number = |name, expected, from: usize, default| {
             let parse = |text: &str| text.parse().ok().filter(|number| (from..=1_000_000_000).contains(number));
             Ok::<_, Error>(url.parsed(name, expected, parse)?.unwrap_or(default))
@@ -83,9 +79,9 @@ impl Config {
             login,
             root: url.parsed("root", "a path such as /coact", is_path)?.unwrap_or_else(|| "/coact".to_owned()),
             namespace: url.namespace()?,
-            session: duration("session", Duration::from_secs(10))?,
-            timeout: duration("timeout", Duration::from_secs(5))?,
-            connect_timeout: duration("connect_timeout", Duration::from_secs(2))?,
+            session: url.duration("session", Duration::from_secs(10))?,
+            timeout: url.duration("timeout", Duration::from_secs(5))?,
+            connect_timeout: url.duration("connect_timeout", Duration::from_secs(2))?,
             history: number("history", "a number from 1", 1, 1000)?,
             max_request: number("max_request", "a number of bytes from 100000", 100_000, 1_000_000)?,
             description: url.to_string(),
