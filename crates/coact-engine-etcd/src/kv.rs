@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result, Retry,
+    consumer::Wake,
     contract::kv::{
         Check, Entry, Feed, Found, KvHandle, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision, Scope, Txn,
         TxnOutcome, Write,
@@ -24,7 +25,7 @@ use crate::{
     credentials::Wire,
     errors::{Access, closed, malformed},
     lease::{Renewals, granted, seconds},
-    watch::{Range, Wake, Watches},
+    watch::{Range, Watches},
     wire::{
         etcdserverpb::{
             Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,

@@ -9,23 +9,20 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     ops::ControlFlow,
-    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use coact_core::{
     Error, Result,
+    consumer::{self, Order, Sink, Ticket, Waiter, Wake},
     contract::kv::{Change, Feed, GoneCause, Revision},
     name::{Key, Namespace},
 };
-use futures::Stream;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Status};
@@ -43,8 +40,6 @@ use crate::{
     },
 };
 
-/// How many changes wait for a consumer before its watch is suspended.
-const QUEUE: usize = 1024;
 /// The longest pause between attempts to open the stream.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
@@ -62,15 +57,6 @@ pub(crate) struct Range {
     pub(crate) key: Bytes,
     /// Empty: only `key`.
     pub(crate) end: Bytes,
-}
-
-/// Why a waiter was woken.
-#[derive(Debug)]
-pub(crate) enum Wake {
-    Gone,
-    /// The history that would tell is lost: look at the state.
-    Lost,
-    Failed(Error),
 }
 
 /// Where a watcher stands in the history.
@@ -124,25 +110,9 @@ struct Watcher {
     resync: Option<String>,
 }
 
-enum Sink {
-    Feed { changes: mpsc::Sender<Change>, state: Arc<FeedState> },
-    Waiter(oneshot::Sender<Wake>),
-}
-
-/// Shared between the task and the consumer of a feed.
-#[derive(Debug, Default)]
-struct FeedState {
-    /// The queue was full: the task waits for the consumer to make room.
-    suspended: AtomicBool,
-    /// Why the queue ended.
-    end: Mutex<Option<Error>>,
-}
-
 enum Command {
     Open(u64, Watcher),
-    Close(u64),
-    /// The consumer has made room.
-    Continue(u64),
+    Consumer(Order),
     /// The revision of the whole store, as read after these watchers claimed to be at these places.
     Head(Vec<(u64, i64)>, Option<i64>),
     Shutdown,
@@ -180,18 +150,16 @@ impl Watches {
 
     /// Watches from a revision on, or from now (0). Returns once the server has confirmed it.
     pub(crate) async fn feed(&self, range: Range, start: i64) -> Result<Feed> {
-        let (changes, queue) = mpsc::channel(QUEUE);
-        let state = Arc::new(FeedState::default());
-        let ticket = self.open(range, start, Sink::Feed { changes, state: state.clone() }).await?;
-        let description = self.connections.config.description.clone();
-        Ok(Box::pin(Changes { queue, state, ticket, description, ended: false }))
+        let (sink, inlet) = consumer::feed();
+        let ticket = self.open(range, start, sink).await?;
+        Ok(inlet.into_feed(ticket, closed(&self.connections.config.description)))
     }
 
     /// Waits for the deletion of one key, from now on. Returns once the server has confirmed it.
     pub(crate) async fn waiter(&self, key: Bytes) -> Result<Waiter> {
-        let (wake, woken) = oneshot::channel();
-        let ticket = self.open(Range { key, end: Bytes::new() }, 0, Sink::Waiter(wake)).await?;
-        Ok(Waiter { woken, _ticket: ticket })
+        let (sink, woken) = consumer::waiter();
+        let ticket = self.open(Range { key, end: Bytes::new() }, 0, sink).await?;
+        Ok(Waiter::new(woken, ticket))
     }
 
     async fn open(&self, range: Range, start: i64, sink: Sink) -> Result<Ticket> {
@@ -202,7 +170,10 @@ impl Watches {
         let watcher = Watcher { range, sink, place, wire: None, ready: Some(ready), resync: None };
         self.commands.send(Command::Open(id, watcher)).map_err(|_| closed(description))?;
         // From here on, dropping this future ends the watch.
-        let ticket = Ticket { id, commands: self.commands.clone() };
+        let commands = self.commands.clone();
+        let ticket = Ticket::new(id, move |order| {
+            let _ = commands.send(Command::Consumer(order));
+        });
         let timeout = self.connections.config.timeout;
         match self.connections.env.timeout(timeout, confirmed).await {
             Some(Ok(result)) => result.map(|()| ticket),
@@ -213,66 +184,6 @@ impl Watches {
 
     pub(crate) fn close(&self) {
         let _ = self.commands.send(Command::Shutdown);
-    }
-}
-
-/// Ends a watch when dropped.
-struct Ticket {
-    id: u64,
-    commands: mpsc::UnboundedSender<Command>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let _ = self.commands.send(Command::Close(self.id));
-    }
-}
-
-/// A waiter in place.
-pub(crate) struct Waiter {
-    woken: oneshot::Receiver<Wake>,
-    _ticket: Ticket,
-}
-
-impl Waiter {
-    /// `None` if the handle was closed.
-    pub(crate) async fn woken(self) -> Option<Wake> {
-        self.woken.await.ok()
-    }
-}
-
-/// The consumer's side of a watch.
-struct Changes {
-    queue: mpsc::Receiver<Change>,
-    state: Arc<FeedState>,
-    ticket: Ticket,
-    description: String,
-    ended: bool,
-}
-
-impl Stream for Changes {
-    type Item = Result<Change>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        match self.queue.poll_recv(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(change)) => {
-                // With the fence in `Task::suspend`: either this sees the flag, or the task sees the room.
-                fence(SeqCst);
-                if self.state.suspended.load(SeqCst) && self.queue.len() <= QUEUE / 2 {
-                    let _ = self.ticket.commands.send(Command::Continue(self.ticket.id));
-                }
-                Poll::Ready(Some(Ok(change)))
-            }
-            Poll::Ready(None) => {
-                self.ended = true;
-                let error = self.state.end.lock().take();
-                Poll::Ready(Some(Err(error.unwrap_or_else(|| closed(&self.description)))))
-            }
-        }
     }
 }
 
@@ -417,13 +328,13 @@ impl Task {
                 self.watchers.insert(id, watcher);
                 self.create(id);
             }
-            Command::Close(id) => {
+            Command::Consumer(Order::Close(id)) => {
                 self.cancel(id);
                 self.watchers.remove(&id);
             }
-            Command::Continue(id) => {
-                if let Some(Watcher { sink: Sink::Feed { state, .. }, .. }) = self.watchers.get(&id)
-                    && state.suspended.swap(false, SeqCst)
+            Command::Consumer(Order::Continue(id)) => {
+                if let Some(Watcher { sink: Sink::Feed(outlet), .. }) = self.watchers.get(&id)
+                    && outlet.resume()
                 {
                     self.create(id);
                 }
@@ -448,7 +359,7 @@ impl Task {
     fn create(&mut self, id: u64) {
         let Some(requests) = &self.requests else { return };
         let Some(watcher) = self.watchers.get_mut(&id) else { return };
-        if watcher.is_suspended() || watcher.wire.is_some() {
+        if watcher.sink.is_suspended() || watcher.wire.is_some() {
             return;
         }
         let wire = self.next_wire;
@@ -533,9 +444,9 @@ impl Task {
             (None, _) => None,
         };
         let ahead = watcher.place.next > revision.saturating_add(1);
-        if let Sink::Feed { changes, .. } = &watcher.sink
+        if let Sink::Feed(outlet) = &watcher.sink
             && let Some(greeting) = greeting
-            && changes.try_send(greeting).is_err()
+            && !outlet.try_send(greeting)
         {
             self.suspend(id);
             return;
@@ -554,9 +465,9 @@ impl Task {
     fn progress(&mut self, id: u64, revision: i64) {
         let Some(watcher) = self.watchers.get_mut(&id) else { return };
         watcher.place.complete(revision);
-        if let Sink::Feed { changes, .. } = &watcher.sink {
+        if let Sink::Feed(outlet) = &watcher.sink {
             // It says nothing that a later one would not say too: a full queue may miss it.
-            let _ = changes.try_send(Change::Progress(place(revision)));
+            outlet.try_send(Change::Progress(place(revision)));
         }
     }
 
@@ -568,15 +479,15 @@ impl Task {
             return ControlFlow::Continue(());
         }
         let deleted = event.r#type() == EventType::Delete;
-        let changes = match &watcher.sink {
-            Sink::Feed { changes, .. } => changes,
+        let outlet = match &watcher.sink {
+            Sink::Feed(outlet) => outlet,
             Sink::Waiter(_) if deleted => {
                 self.wake(id, Wake::Gone);
                 return ControlFlow::Break(());
             }
             Sink::Waiter(_) => return ControlFlow::Continue(()),
         };
-        let Ok(permit) = changes.try_reserve() else {
+        let Some(permit) = outlet.try_reserve() else {
             // The place stays before this event, and the watch goes on from there.
             self.suspend(id);
             return ControlFlow::Break(());
@@ -598,11 +509,9 @@ impl Task {
     /// The consumer is slower than its queue: stop the watch, to go on from its place when there is room.
     fn suspend(&mut self, id: u64) {
         self.cancel(id);
-        let Some(Watcher { sink: Sink::Feed { changes, state }, .. }) = self.watchers.get(&id) else { return };
-        state.suspended.store(true, SeqCst);
-        fence(SeqCst);
-        // The consumer may have emptied the queue before it could see the flag.
-        if changes.capacity() >= QUEUE / 2 && state.suspended.swap(false, SeqCst) {
+        if let Some(Watcher { sink: Sink::Feed(outlet), .. }) = self.watchers.get(&id)
+            && outlet.suspend()
+        {
             self.create(id);
         }
     }
@@ -636,11 +545,7 @@ impl Task {
         if let Some(ready) = watcher.ready {
             let _ = ready.send(Err(error.clone()));
         }
-        match watcher.sink {
-            // The end is in place before the queue ends, with the sender that is dropped here.
-            Sink::Feed { state, .. } => *state.end.lock() = Some(error),
-            Sink::Waiter(waiter) => drop(waiter.send(Wake::Failed(error))),
-        }
+        watcher.sink.fail(error);
     }
 
     /// A watch that resumes after revisions that its server does not know is on a server that lags behind (it will get
@@ -663,12 +568,6 @@ impl Task {
             let header = response.ok().and_then(|response| response.into_inner().header);
             let _ = me.send(Command::Head(suspects, header.map(|header| header.revision)));
         });
-    }
-}
-
-impl Watcher {
-    fn is_suspended(&self) -> bool {
-        matches!(&self.sink, Sink::Feed { state, .. } if state.suspended.load(SeqCst))
     }
 }
 

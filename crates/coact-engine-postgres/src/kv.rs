@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use coact_core::{
     Error, ErrorKind, Result,
+    consumer::Wake,
     contract::kv::{
         Entry, Feed, KvHandle, KvStore, Lease, LeaseId, Order, Page, ReadAt, Revision, Scope, Txn, TxnOutcome,
     },
@@ -23,7 +24,7 @@ use crate::{
     lease::{self, Changed},
     listen, probe, schema,
     txn::{self, entry, signed, sweep, unsigned},
-    watch::{Wake, Watches},
+    watch::Watches,
 };
 
 /// How often watches look by themselves where they are told of changes, in case a hint was lost.

@@ -10,22 +10,19 @@
 use std::{
     collections::{HashMap, HashSet},
     ops::ControlFlow,
-    pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst, fence},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use coact_core::{
     Error, ErrorKind, Result,
+    consumer::{self, Order, Sink, Ticket, Waiter, Wake},
     contract::kv::{Change, Entry, Feed, GoneCause, Revision, Scope},
     name::{Dir, Key, Realm},
 };
-use futures::Stream;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
@@ -35,19 +32,8 @@ use crate::{
     txn::unsigned,
 };
 
-/// How many changes wait for a consumer before it is passed by.
-const QUEUE: usize = 1024;
 /// How often a consumer without changes is told that there were none.
 const PROGRESS_EVERY: Duration = Duration::from_secs(5);
-
-/// Why a waiter was woken.
-#[derive(Debug)]
-pub(crate) enum Wake {
-    Gone,
-    /// The history that would tell is lost: look at the state.
-    Lost,
-    Failed(Error),
-}
 
 struct Watcher {
     realm: Realm,
@@ -63,25 +49,9 @@ struct Watcher {
     told: Instant,
 }
 
-enum Sink {
-    Feed { changes: mpsc::Sender<Change>, state: Arc<FeedState> },
-    Waiter(Option<oneshot::Sender<Wake>>),
-}
-
-/// Shared between the task and the consumer of a feed.
-#[derive(Debug, Default)]
-struct FeedState {
-    /// The queue was full: the task waits for the consumer to make room.
-    suspended: AtomicBool,
-    /// Why the queue ended.
-    end: Mutex<Option<Error>>,
-}
-
 enum Command {
     Open(u64, Watcher),
-    Close(u64),
-    /// The consumer has made room.
-    Continue(u64),
+    Consumer(Order),
     /// This realm, or any, has changed.
     Changed(Option<Realm>),
     /// What was read for these watchers of a realm.
@@ -131,23 +101,20 @@ impl Watches {
 
     /// Watches everything after a revision, or from now on. Returns once that is in place.
     pub(crate) async fn feed(&self, scope: &Scope, after: Option<Revision>) -> Result<Feed> {
-        let (changes, queue) = mpsc::channel(QUEUE);
-        let state = Arc::new(FeedState::default());
-        let sink = Sink::Feed { changes, state: state.clone() };
+        let (sink, inlet) = consumer::feed();
         let (dir, name) = match scope {
             Scope::Key(key) => (key.dir(), Some(key.name())),
             Scope::Dir(dir) => (dir, None),
         };
         let ticket = self.open(dir, name, after.map(Place::after), sink).await?;
-        let description = self.connections.config.description.clone();
-        Ok(Box::pin(Changes { queue, state, ticket, description, ended: false }))
+        Ok(inlet.into_feed(ticket, closed(&self.connections.config.description)))
     }
 
     /// Waits for the deletion of one key, from now on. Returns once that is in place.
     pub(crate) async fn waiter(&self, key: &Key) -> Result<Waiter> {
-        let (wake, woken) = oneshot::channel();
-        let ticket = self.open(key.dir(), Some(key.name()), None, Sink::Waiter(Some(wake))).await?;
-        Ok(Waiter { woken, _ticket: ticket })
+        let (sink, woken) = consumer::waiter();
+        let ticket = self.open(key.dir(), Some(key.name()), None, sink).await?;
+        Ok(Waiter::new(woken, ticket))
     }
 
     async fn open(&self, dir: &Dir, name: Option<&str>, place: Option<Place>, sink: Sink) -> Result<Ticket> {
@@ -165,7 +132,10 @@ impl Watches {
         };
         self.commands.send(Command::Open(id, watcher)).map_err(|_| closed(&config.description))?;
         // From here on, dropping this future ends the watch.
-        let ticket = Ticket { id, commands: self.commands.clone() };
+        let commands = self.commands.clone();
+        let ticket = Ticket::new(id, move |order| {
+            let _ = commands.send(Command::Consumer(order));
+        });
         // The read itself gives up after this time, so it may take twice as long behind another one.
         match self.connections.env.timeout(config.timeout * 2, confirmed).await {
             Some(Ok(result)) => result.map(|()| ticket),
@@ -176,66 +146,6 @@ impl Watches {
 
     pub(crate) fn close(&self) {
         let _ = self.commands.send(Command::Shutdown);
-    }
-}
-
-/// Ends a watch when dropped.
-struct Ticket {
-    id: u64,
-    commands: mpsc::UnboundedSender<Command>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let _ = self.commands.send(Command::Close(self.id));
-    }
-}
-
-/// A waiter in place.
-pub(crate) struct Waiter {
-    woken: oneshot::Receiver<Wake>,
-    _ticket: Ticket,
-}
-
-impl Waiter {
-    /// `None` if the handle was closed.
-    pub(crate) async fn woken(self) -> Option<Wake> {
-        self.woken.await.ok()
-    }
-}
-
-/// The consumer's side of a watch.
-struct Changes {
-    queue: mpsc::Receiver<Change>,
-    state: Arc<FeedState>,
-    ticket: Ticket,
-    description: String,
-    ended: bool,
-}
-
-impl Stream for Changes {
-    type Item = Result<Change>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.ended {
-            return Poll::Ready(None);
-        }
-        match self.queue.poll_recv(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(change)) => {
-                // With the fence in `Task::suspend`: either this sees the flag, or the task sees the room.
-                fence(SeqCst);
-                if self.state.suspended.load(SeqCst) && self.queue.len() <= QUEUE / 2 {
-                    let _ = self.ticket.commands.send(Command::Continue(self.ticket.id));
-                }
-                Poll::Ready(Some(Ok(change)))
-            }
-            Poll::Ready(None) => {
-                self.ended = true;
-                let error = self.state.end.lock().take();
-                Poll::Ready(Some(Err(error.unwrap_or_else(|| closed(&self.description)))))
-            }
-        }
     }
 }
 
@@ -301,10 +211,10 @@ impl Task {
                 watched.again = true;
                 self.watchers.insert(id, watcher);
             }
-            Command::Close(id) => drop(self.remove(id)),
-            Command::Continue(id) => {
-                if let Some(Watcher { sink: Sink::Feed { state, .. }, realm, .. }) = self.watchers.get(&id)
-                    && state.suspended.swap(false, SeqCst)
+            Command::Consumer(Order::Close(id)) => drop(self.remove(id)),
+            Command::Consumer(Order::Continue(id)) => {
+                if let Some(Watcher { sink: Sink::Feed(outlet), realm, .. }) = self.watchers.get(&id)
+                    && outlet.resume()
                     && let Some(watched) = self.realms.get_mut(realm)
                 {
                     watched.again = true;
@@ -338,7 +248,7 @@ impl Task {
             let mut from = Place::END;
             for (dir, watchers) in &watched.by_dir {
                 let before = ids.len();
-                ids.extend(watchers.iter().copied().filter(|id| !self.watchers[id].is_suspended()));
+                ids.extend(watchers.iter().copied().filter(|id| !self.watchers[id].sink.is_suspended()));
                 if ids.len() > before {
                     dirs.push(dir.clone());
                 }
@@ -384,7 +294,7 @@ impl Task {
         let now = self.connections.env.now();
         for id in ids {
             let Some(watcher) = self.watchers.get_mut(id) else { continue };
-            if !watcher.is_suspended() && watcher.place.as_ref().is_some_and(|place| *place < batch.reached) {
+            if !watcher.sink.is_suspended() && watcher.place.as_ref().is_some_and(|place| *place < batch.reached) {
                 watcher.place = Some(batch.reached.clone());
             }
             watcher.progress(&batch, now);
@@ -424,15 +334,15 @@ impl Task {
             Some(_) => return,
         };
         let at = unsigned(batch.head);
-        match &mut watcher.sink {
+        match &watcher.sink {
             Sink::Waiter(_) if why.is_some() => return self.wake(id, Wake::Lost),
             Sink::Waiter(_) => {}
-            Sink::Feed { changes, .. } => {
+            Sink::Feed(outlet) => {
                 let change = match why {
                     Some(why) => Change::Resync { why, at },
                     None => Change::Progress(at),
                 };
-                if changes.try_send(change).is_err() {
+                if !outlet.try_send(change) {
                     return self.suspend(id);
                 }
             }
@@ -442,12 +352,12 @@ impl Task {
 
     fn deliver(&mut self, id: u64, realm: &Realm, row: &Row) {
         let Some(watcher) = self.watchers.get_mut(&id) else { return };
-        let changes = match &watcher.sink {
-            Sink::Feed { changes, .. } => changes,
+        let outlet = match &watcher.sink {
+            Sink::Feed(outlet) => outlet,
             Sink::Waiter(_) if row.is_gone() => return self.wake(id, Wake::Gone),
             Sink::Waiter(_) => return,
         };
-        let Ok(permit) = changes.try_reserve() else {
+        let Some(permit) = outlet.try_reserve() else {
             // The place stays before this change, and the watch goes on from there.
             return self.suspend(id);
         };
@@ -460,12 +370,8 @@ impl Task {
 
     /// The consumer is slower than its queue: pass it by, to go on from its place when there is room.
     fn suspend(&mut self, id: u64) {
-        let Some(Watcher { sink: Sink::Feed { changes, state }, realm, .. }) = self.watchers.get(&id) else { return };
-        state.suspended.store(true, SeqCst);
-        fence(SeqCst);
-        // The consumer may have emptied the queue before it could see the flag.
-        if changes.capacity() >= QUEUE / 2
-            && state.suspended.swap(false, SeqCst)
+        if let Some(Watcher { sink: Sink::Feed(outlet), realm, .. }) = self.watchers.get(&id)
+            && outlet.suspend()
             && let Some(watched) = self.realms.get_mut(realm)
         {
             watched.again = true;
@@ -473,13 +379,11 @@ impl Task {
     }
 
     fn wake(&mut self, id: u64, wake: Wake) {
-        let Some(mut watcher) = self.remove(id) else { return };
-        if let Some(ready) = watcher.ready.take() {
+        let Some(watcher) = self.remove(id) else { return };
+        if let Some(ready) = watcher.ready {
             let _ = ready.send(Ok(()));
         }
-        if let Sink::Waiter(waiter) = &mut watcher.sink
-            && let Some(waiter) = waiter.take()
-        {
+        if let Sink::Waiter(waiter) = watcher.sink {
             let _ = waiter.send(wake);
         }
     }
@@ -489,12 +393,7 @@ impl Task {
         if let Some(ready) = watcher.ready {
             let _ = ready.send(Err(error.clone()));
         }
-        match watcher.sink {
-            // The end is in place before the queue ends, with the sender that is dropped here.
-            Sink::Feed { state, .. } => *state.end.lock() = Some(error.clone()),
-            Sink::Waiter(Some(waiter)) => drop(waiter.send(Wake::Failed(error.clone()))),
-            Sink::Waiter(None) => {}
-        }
+        watcher.sink.fail(error.clone());
     }
 
     fn remove(&mut self, id: u64) -> Option<Watcher> {
@@ -515,13 +414,9 @@ impl Task {
 }
 
 impl Watcher {
-    fn is_suspended(&self) -> bool {
-        matches!(&self.sink, Sink::Feed { state, .. } if state.suspended.load(SeqCst))
-    }
-
     /// Whether this is for it, and new to it.
     fn sees(&self, row: &Row) -> bool {
-        !self.is_suspended()
+        !self.sink.is_suspended()
             && self.name.as_ref().is_none_or(|name| *name == row.name)
             && self.place.as_ref().is_some_and(|place| *place < row.place())
     }
@@ -532,9 +427,9 @@ impl Watcher {
         if batch.more || !complete || now < self.told + PROGRESS_EVERY {
             return;
         }
-        if let Sink::Feed { changes, .. } = &self.sink {
+        if let Sink::Feed(outlet) = &self.sink {
             // It says nothing that a later one would not say too: a full queue may miss it.
-            let _ = changes.try_send(Change::Progress(unsigned(batch.head)));
+            outlet.try_send(Change::Progress(unsigned(batch.head)));
             self.told = now;
         }
     }
