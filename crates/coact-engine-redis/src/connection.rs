@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use coact_core::{Error, Result, contract::kv::Revision, env::Env, name::Key};
+use coact_core::{Result, contract::kv::Revision, env::Env, name::Key};
 use parking_lot::Mutex as SyncMutex;
 use redis::{FromRedisValue, PushInfo, PushKind, RedisError, Script, Value, aio::MultiplexedConnection};
 use tokio::sync::{Mutex, Notify, oneshot, watch};
@@ -43,7 +43,9 @@ pub(crate) struct Link {
 /// A connection as it was found.
 struct Live {
     connection: MultiplexedConnection,
+    /// The server as it names itself, for the scripts.
     server: String,
+    info: Info,
     up: Arc<AtomicBool>,
 }
 
@@ -64,9 +66,10 @@ impl Link {
 
     /// Finds the primary for the first time: asks every server once.
     pub(crate) async fn open(&self) -> Result<Info> {
-        self.connect().await.map_err(|not_found| match not_found {
-            NotFound::Final(error) | NotFound::Yet(error) => error,
-        })
+        match self.connect().await {
+            Ok(live) => Ok(live.info.clone()),
+            Err(NotFound::Final(error) | NotFound::Yet(error)) => Err(error),
+        }
     }
 
     /// Runs one of our scripts.
@@ -92,33 +95,22 @@ impl Link {
         let end = self.env.now() + self.config.timeout;
         let mut pause = PAUSE;
         loop {
-            let source = match self.live_by(end).await? {
-                Err(not_yet) => return Err(not_yet),
-                Ok(live) => match self.attempt(&live, end, script, arguments).await {
-                    None => {
-                        self.give_up(&live);
-                        let why = format!("Redis did not answer within {:?}", self.config.timeout);
-                        return Err(unanswered(access, &why, None));
-                    }
-                    Some(Ok(value)) => {
-                        return T::from_redis_value(value).map_err(|error| malformed(&error.to_string()));
-                    }
-                    Some(Err(error)) => match judge(error) {
-                        Verdict::Final(error) => return Err(error),
-                        Verdict::Refused(error) => {
-                            self.give_up(&live);
-                            error
-                        }
-                        Verdict::Lost(error) => {
-                            self.give_up(&live);
-                            if access == Access::Once {
-                                return Err(unanswered(access, "the connection to Redis was lost", Some(error)));
-                            }
-                            error
-                        }
-                    },
-                },
+            let live = self.live_by(end).await?;
+            let Some(answer) = self.attempt(&live, end, script, arguments).await else {
+                self.give_up(&live);
+                let why = format!("Redis did not answer within {:?}", self.config.timeout);
+                return Err(unanswered(access, &why, None));
             };
+            let source = match answer.map_err(judge) {
+                Ok(value) => return T::from_redis_value(value).map_err(|error| malformed(&error.to_string())),
+                Err(Verdict::Final(error)) => return Err(error),
+                Err(Verdict::Lost(error)) if access == Access::Once => {
+                    self.give_up(&live);
+                    return Err(unanswered(access, "the connection to Redis was lost", Some(error)));
+                }
+                Err(Verdict::Refused(error) | Verdict::Lost(error)) => error,
+            };
+            self.give_up(&live);
             if self.env.now() + pause >= end {
                 return Err(too_late(self.config.timeout, Some(source)));
             }
@@ -144,22 +136,22 @@ impl Link {
         self.env.timeout(end.saturating_duration_since(self.env.now()), invocation.invoke_async(&mut connection)).await
     }
 
-    /// The connection, made anew if need be. The outer error is final; the inner one says that time is up.
-    async fn live_by(&self, end: Instant) -> Result<Result<Arc<Live>, Error>> {
+    /// The connection, made anew if need be.
+    async fn live_by(&self, end: Instant) -> Result<Arc<Live>> {
         let mut pause = PAUSE;
         loop {
             if let Some(live) = self.live() {
-                return Ok(Ok(live));
+                return Ok(live);
             }
             let left = end.saturating_duration_since(self.env.now());
             let error = match self.env.timeout(left, self.connect()).await {
-                Some(Ok(_)) => continue,
+                Some(Ok(live)) => return Ok(live),
                 Some(Err(NotFound::Final(error))) => return Err(error),
                 Some(Err(NotFound::Yet(error))) => error,
                 None => too_late(self.config.timeout, None),
             };
             if self.env.now() + pause >= end {
-                return Ok(Err(error));
+                return Err(error);
             }
             self.env.sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -170,10 +162,10 @@ impl Link {
         self.live.lock().as_ref().filter(|live| live.up.load(SeqCst)).cloned()
     }
 
-    async fn connect(&self) -> Result<Info, NotFound> {
+    async fn connect(&self) -> Result<Arc<Live>, NotFound> {
         let _turn = self.connecting.lock().await;
-        if self.live().is_some() {
-            return Ok(Info::default());
+        if let Some(live) = self.live() {
+            return Ok(live);
         }
         let up = Arc::new(AtomicBool::new(true));
         let (wakes, is_up) = (self.wakes.clone(), up.clone());
@@ -197,10 +189,11 @@ impl Link {
                 });
             }
         }
-        *self.live.lock() = Some(Arc::new(Live { connection, server: info.server(), up }));
+        let live = Arc::new(Live { connection, server: info.server(), info, up });
+        *self.live.lock() = Some(live.clone());
         // What was told meanwhile was told to nobody.
         self.wakes.everybody();
-        Ok(info)
+        Ok(live)
     }
 
     /// Makes the next request look for the primary anew.

@@ -15,7 +15,7 @@ const OLDEST: (u32, u32) = (6, 2);
 const EVERYSEC: Duration = Duration::from_secs(2);
 
 /// What `INFO` answers.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Info(HashMap<String, String>);
 
 impl Info {
