@@ -5,7 +5,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 use coact_core::{Error, ErrorKind, Result, env::Env};
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::{Mutex, watch};
-use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error as Zk};
+use zookeeper_client::{Acls, Client, CreateMode, CreateOptions, Error as Zk, Stat};
 
 use crate::{
     config::Config,
@@ -107,25 +107,33 @@ impl Link {
         }
     }
 
+    /// A node and what it holds, if it is there.
+    pub(crate) async fn get(&self, path: &str) -> Result<Option<(Vec<u8>, Stat)>> {
+        self.read(|client| async move { client.get_data(path).await }).await
+    }
+
+    /// A node without what it holds.
+    pub(crate) async fn stat(&self, path: &str) -> Result<Option<Stat>> {
+        Ok(self.read(|client| async move { client.check_stat(path).await }).await?.flatten())
+    }
+
+    /// The names of what is under a node; nothing if it is not there.
+    pub(crate) async fn names(&self, path: &str) -> Result<Vec<String>> {
+        Ok(self.read(|client| async move { client.list_children(path).await }).await?.unwrap_or_default())
+    }
+
     /// Writes where it changes nothing, which a majority has to see: whatever this session reads next is as new.
     pub(crate) async fn freshen(&self) -> Result<()> {
-        let now = self.paths.now();
-        let written = self.read(|client| {
-            let now = now.clone();
-            async move { client.set_data(&now, b"", None).await.map(drop) }
-        });
-        written.await.map(drop)
+        let now = &self.paths.now();
+        self.read(|client| async move { client.set_data(now, b"", None).await }).await.map(drop)
     }
 
     /// Makes nodes that must be there, parents first.
     pub(crate) async fn make(&self, paths: &[String]) -> Result<()> {
         for path in paths {
-            let options = self.node(CreateMode::Persistent);
+            let options = &self.node(CreateMode::Persistent);
             let made = self
-                .call(Access::Repeatable, |client| {
-                    let (path, options) = (path.clone(), options.clone());
-                    async move { client.create(&path, b"", &options).await.map(drop) }
-                })
+                .call(Access::Repeatable, |client| async move { client.create(path, b"", options).await.map(drop) })
                 .await?;
             match made {
                 Ok(()) | Err(Zk::NodeExists) => {}

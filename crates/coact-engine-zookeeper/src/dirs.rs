@@ -12,7 +12,7 @@ use coact_core::{
     follow::{Place, What},
     name::{Dir, Key, Realm},
 };
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use parking_lot::Mutex as SyncMutex;
 use tokio::sync::Mutex;
 use zookeeper_client::Stat;
@@ -97,19 +97,16 @@ pub(crate) async fn load(
     let last = last_revision(link, realm).await?;
     let before = versions(link, wanted).await?;
     let mut views = BTreeMap::new();
-    let mut moved = false;
     for ((dir, wanted), stat) in wanted.iter().zip(&before) {
         let view = match stat {
             Some(stat) => read_dir(link, dir, wanted, stat).await?,
-            None => Some(View { complete: true, ..View::default() }),
+            None => View { complete: true, ..View::default() },
         };
-        moved |= view.is_none();
-        let all = wanted.all;
-        views.insert(dir.clone(), view.unwrap_or_else(|| View { complete: all, ..View::default() }));
+        views.insert(dir.clone(), view);
     }
     let after = versions(link, wanted).await?;
     let of = |stat: &Option<Stat>| stat.map(|stat| (stat.czxid, stat.version));
-    if !moved && before.iter().map(of).eq(after.iter().map(of)) {
+    if before.iter().map(of).eq(after.iter().map(of)) {
         let revision = views.values().map(|view| Revision(view.modified)).fold(last, Revision::max);
         return Ok((views, revision));
     }
@@ -163,35 +160,17 @@ async fn catch_up(
 }
 
 async fn last_revision(link: &Shared, realm: &Realm) -> Result<Revision> {
-    let path = link.paths.log(realm);
-    let stat = link.read(|client| {
-        let path = path.clone();
-        async move { client.check_stat(&path).await }
-    });
-    Ok(stat.await?.flatten().map_or(Revision(0), |stat| present(&stat)))
+    let stat = link.stat(&link.paths.log(realm)).await?;
+    Ok(stat.map_or(Revision(0), |stat| present(&stat)))
 }
 
 async fn versions(link: &Shared, wanted: &BTreeMap<Dir, Wanted>) -> Result<Vec<Option<Stat>>> {
-    let stats = join_all(wanted.keys().map(|dir| {
-        let path = link.paths.dir(dir);
-        link.read(move |client| {
-            let path = path.clone();
-            async move { client.check_stat(&path).await }
-        })
-    }));
-    stats.await.into_iter().map(|stat| stat.map(Option::flatten)).collect()
+    try_join_all(wanted.keys().map(async |dir| link.stat(&link.paths.dir(dir)).await)).await
 }
 
-/// `None` if it changed so that it could not be read.
-async fn read_dir(link: &Shared, dir: &Dir, wanted: &Wanted, stat: &Stat) -> Result<Option<View>> {
+async fn read_dir(link: &Shared, dir: &Dir, wanted: &Wanted, stat: &Stat) -> Result<View> {
     let names: Vec<String> = if wanted.all {
-        let path = link.paths.dir(dir);
-        let children = link.read(|client| {
-            let path = path.clone();
-            async move { client.list_children(&path).await }
-        });
-        let Some(children) = children.await? else { return Ok(None) };
-        children.iter().filter_map(|name| decode(name)).collect()
+        link.names(&link.paths.dir(dir)).await?.iter().filter_map(|name| decode(name)).collect()
     } else {
         wanted.names.iter().cloned().collect()
     };
@@ -208,17 +187,12 @@ async fn read_dir(link: &Shared, dir: &Dir, wanted: &Wanted, stat: &Stat) -> Res
     for name in &wanted.names {
         view.entries.entry(name.clone()).or_insert(None);
     }
-    Ok(Some(view))
+    Ok(view)
 }
 
 /// One entry, as some server has it.
 async fn read_entry(link: &Shared, key: &Key) -> Result<Option<Entry>> {
-    let path = link.paths.entry(key);
-    let found = link.read(|client| {
-        let path = path.clone();
-        async move { client.get_data(&path).await }
-    });
-    found.await?.map(|(data, stat)| entry(key, data, &stat)).transpose()
+    link.get(&link.paths.entry(key)).await?.map(|(data, stat)| entry(key, data, &stat)).transpose()
 }
 
 pub(crate) fn entry(key: &Key, data: Vec<u8>, stat: &Stat) -> Result<Entry> {

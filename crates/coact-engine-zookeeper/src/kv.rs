@@ -14,7 +14,7 @@ use coact_core::{
     name::{Dir, Key, Realm},
     url::Url,
 };
-use futures::future::join_all;
+use futures::future::try_join_all;
 use parking_lot::Mutex;
 use zookeeper_client::{AddWatchMode, Error as Zk, EventType};
 
@@ -107,18 +107,15 @@ impl KvStore for ZookeeperKv {
     }
 
     async fn get(&self, key: &Key, at: ReadAt) -> Result<Option<Entry>> {
-        let (path, now) = (self.link.paths.entry(key), self.link.paths.now());
-        let found = self.link.read(|client| {
-            let (path, now) = (path.clone(), now.clone());
-            async move {
-                // Sent one after the other, answered together.
-                let fresh = (at == ReadAt::Linearizable).then(|| client.set_data(&now, b"", None));
-                let found = client.get_data(&path);
-                if let Some(fresh) = fresh {
-                    fresh.await?;
-                }
-                found.await
+        let (path, now) = (&self.link.paths.entry(key), &self.link.paths.now());
+        let found = self.link.read(|client| async move {
+            // Sent one after the other, answered together.
+            let fresh = (at == ReadAt::Linearizable).then(|| client.set_data(now, b"", None));
+            let found = client.get_data(path);
+            if let Some(fresh) = fresh {
+                fresh.await?;
             }
+            found.await
         });
         found.await?.map(|(data, stat)| entry(key, data, &stat)).transpose()
     }
@@ -132,15 +129,12 @@ impl KvStore for ZookeeperKv {
     }
 
     async fn dirs(&self, realm: &Realm, prefix: &str, after: &str, limit: usize) -> Result<Vec<Dir>> {
-        let (path, now) = (self.link.paths.entries(realm), self.link.paths.now());
-        let names = self.link.read(|client| {
-            let (path, now) = (path.clone(), now.clone());
-            async move {
-                let fresh = client.set_data(&now, b"", None);
-                let names = client.list_children(&path);
-                fresh.await?;
-                names.await
-            }
+        let (path, now) = (&self.link.paths.entries(realm), &self.link.paths.now());
+        let names = self.link.read(|client| async move {
+            let fresh = client.set_data(now, b"", None);
+            let names = client.list_children(path);
+            fresh.await?;
+            names.await
         });
         let names = names.await?.unwrap_or_default();
         let mut paths: Vec<_> = names.iter().filter_map(|name| decode(name)).collect();
@@ -149,15 +143,10 @@ impl KvStore for ZookeeperKv {
         let mut dirs = Vec::new();
         for some in paths.chunks(limit.clamp(1, 64)) {
             let found: Vec<_> = some.iter().filter_map(|path| Dir::new(realm, path).ok()).collect();
-            let stats = join_all(found.iter().map(|dir| {
-                let path = self.link.paths.dir(dir);
-                self.link.read(move |client| {
-                    let path = path.clone();
-                    async move { client.check_stat(&path).await }
-                })
-            }));
-            for (dir, stat) in found.into_iter().zip(stats.await) {
-                if stat?.flatten().is_some_and(|stat| stat.num_children > 0) && dirs.len() < limit {
+            let stats =
+                try_join_all(found.iter().map(async |dir| self.link.stat(&self.link.paths.dir(dir)).await)).await?;
+            for (dir, stat) in found.into_iter().zip(stats) {
+                if stat.is_some_and(|stat| stat.num_children > 0) && dirs.len() < limit {
                     dirs.push(dir);
                 }
             }
@@ -173,12 +162,10 @@ impl KvStore for ZookeeperKv {
     }
 
     async fn await_gone(&self, key: &Key, created: Revision) -> Result<()> {
-        let path = self.link.paths.entry(key);
+        let path = &self.link.paths.entry(key);
         loop {
-            let looked = self.link.call(Access::Repeatable, |client| {
-                let path = path.clone();
-                async move { client.check_and_watch_stat(&path).await }
-            });
+            let looked =
+                self.link.call(Access::Repeatable, |client| async move { client.check_and_watch_stat(path).await });
             let (stat, watcher) = looked.await?.map_err(|error| translate(error, Access::Repeatable))?;
             if stat.is_none_or(|stat| stat.czxid.unsigned_abs() != created.0) {
                 return Ok(());

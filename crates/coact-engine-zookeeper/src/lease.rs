@@ -32,11 +32,10 @@ const ENDED: &[u8] = b"ended";
 
 pub(crate) async fn grant(link: &Shared, lease: LeaseId, ttl: Duration) -> Result<Duration> {
     let ms = u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-    let (path, data, options) = (link.paths.lease(lease.0), ms.to_string(), link.node(CreateMode::Persistent));
-    let made = link.call(Access::Repeatable, |client| {
-        let (path, data, options) = (path.clone(), data.clone(), options.clone());
-        async move { client.create(&path, data.as_bytes(), &options).await.map(drop) }
-    });
+    let (path, data, options) = (&link.paths.lease(lease.0), ms.to_string(), &link.node(CreateMode::Persistent));
+    let data = data.as_bytes();
+    let made =
+        link.call(Access::Repeatable, |client| async move { client.create(path, data, options).await.map(drop) });
     match made.await? {
         // The second is our own request, repeated.
         Ok(()) | Err(Zk::NodeExists) => Ok(Duration::from_millis(ms)),
@@ -49,10 +48,9 @@ pub(crate) async fn renew(link: &Shared, lease: LeaseId) -> Result<Duration> {
     loop {
         let (data, stat) = find(link, lease.0).await?.ok_or_else(fenced)?;
         let ttl = length(&data).ok_or_else(fenced)?;
-        let path = link.paths.lease(lease.0);
-        let set = link.call(Access::Repeatable, |client| {
-            let (path, data) = (path.clone(), data.clone());
-            async move { client.set_data(&path, &data, Some(stat.version)).await.map(drop) }
+        let (path, data) = (&link.paths.lease(lease.0), &data);
+        let set = link.call(Access::Repeatable, |client| async move {
+            client.set_data(path, data, Some(stat.version)).await.map(drop)
         });
         match set.await? {
             Ok(()) => return Ok(ttl),
@@ -75,12 +73,7 @@ pub(crate) async fn revoke(link: &Shared, lease: LeaseId) -> Result<()> {
 }
 
 async fn find(link: &Shared, lease: i64) -> Result<Option<(Vec<u8>, Stat)>> {
-    let path = link.paths.lease(lease);
-    link.read(|client| {
-        let path = path.clone();
-        async move { client.get_data(&path).await }
-    })
-    .await
+    link.get(&link.paths.lease(lease)).await
 }
 
 fn length(data: &[u8]) -> Option<Duration> {
@@ -91,15 +84,13 @@ fn length(data: &[u8]) -> Option<Duration> {
 async fn end(link: &Shared, lease: i64, version: Option<i32>) -> Result<()> {
     let mut version = version;
     loop {
-        let path = link.paths.lease(lease);
-        let listed = link.read(|client| {
-            let (now, path) = (link.paths.now(), path.clone());
-            async move {
-                let fresh = client.set_data(&now, b"", None);
-                let listed = client.get_children(&path);
-                fresh.await?;
-                listed.await
-            }
+        let (path, now) = (link.paths.lease(lease), &link.paths.now());
+        let path = &path;
+        let listed = link.read(|client| async move {
+            let fresh = client.set_data(now, b"", None);
+            let listed = client.get_children(path);
+            fresh.await?;
+            listed.await
         });
         let Some((names, stat)) = listed.await? else { return Ok(()) };
         if version.is_some_and(|version| version != stat.version) {
@@ -119,10 +110,10 @@ async fn end(link: &Shared, lease: i64, version: Option<i32>) -> Result<()> {
         ops.extend(by_realm.iter().map(|(realm, records)| Op::Append(link.paths.log(realm), encode(records))));
         let last = names.len() <= AT_ONCE;
         if last {
-            ops.push(Op::Delete(path, Some(stat.version)));
+            ops.push(Op::Delete(path.clone(), Some(stat.version)));
         } else {
             // No renewal brings back what has begun to go.
-            ops.push(Op::Set(path, ENDED.to_vec(), Some(stat.version)));
+            ops.push(Op::Set(path.clone(), ENDED.to_vec(), Some(stat.version)));
         }
         match multi(link, &ops).await {
             Ok(Multi::Done { .. }) if last => return Ok(()),
@@ -149,21 +140,17 @@ pub(crate) async fn keep_reaping(link: Shared) {
 }
 
 async fn reap_while_elected(link: &Shared) -> Result<()> {
-    let path = link.paths.reaper();
-    let options = link.node(CreateMode::Ephemeral);
-    let elected = link.call(Access::Repeatable, |client| {
-        let (path, options) = (path.clone(), options.clone());
-        async move {
-            let session = client.session_id().0;
-            match client.create(&path, b"", &options).await {
-                Ok(_) => Ok(Some(session)),
-                // It is our own, if an answer was lost.
-                Err(Zk::NodeExists) => {
-                    let stat = client.check_stat(&path).await?;
-                    Ok(stat.filter(|stat| stat.ephemeral_owner == session).map(|_| session))
-                }
-                Err(error) => Err(error),
+    let (path, options) = (&link.paths.reaper(), &link.node(CreateMode::Ephemeral));
+    let elected = link.call(Access::Repeatable, |client| async move {
+        let session = client.session_id().0;
+        match client.create(path, b"", options).await {
+            Ok(_) => Ok(Some(session)),
+            // It is our own, if an answer was lost.
+            Err(Zk::NodeExists) => {
+                let stat = client.check_stat(path).await?;
+                Ok(stat.filter(|stat| stat.ephemeral_owner == session).map(|_| session))
             }
+            Err(error) => Err(error),
         }
     });
     let Some(session) = elected.await?.map_err(|error| translate(error, Access::Repeatable))? else { return Ok(()) };
@@ -182,12 +169,7 @@ async fn reap_while_elected(link: &Shared) -> Result<()> {
 }
 
 async fn look(link: &Shared, seen: &mut HashMap<i64, (i32, Instant)>) -> Result<()> {
-    let path = link.paths.leases();
-    let names = link.read(|client| {
-        let path = path.clone();
-        async move { client.list_children(&path).await }
-    });
-    let names = names.await?.unwrap_or_default();
+    let names = link.names(&link.paths.leases()).await?;
     let leases: Vec<i64> = names.iter().filter_map(|name| i64::from_str_radix(name, 16).ok()).collect();
     seen.retain(|lease, _| leases.contains(lease));
     let nodes = join_all(leases.iter().map(|lease| find(link, *lease))).await;
@@ -209,19 +191,10 @@ async fn look(link: &Shared, seen: &mut HashMap<i64, (i32, Instant)>) -> Result<
 
 /// Shortens histories that are twice as long as they should be.
 async fn trim(link: &Shared) -> Result<()> {
-    let path = link.paths.realms();
-    let realms = link.read(|client| {
-        let path = path.clone();
-        async move { client.list_children(&path).await }
-    });
-    for realm in realms.await?.unwrap_or_default() {
+    for realm in link.names(&link.paths.realms()).await? {
         let Ok(realm) = Realm::new(&realm) else { continue };
         let log = link.paths.log(&realm);
-        let listed = link.read(|client| {
-            let log = log.clone();
-            async move { client.get_children(&log).await }
-        });
-        let Some((mut names, _)) = listed.await? else { continue };
+        let mut names = link.names(&log).await?;
         names.retain(|name| name.starts_with(PREFIX));
         if names.len() <= 2 * link.config.history {
             continue;
@@ -230,12 +203,7 @@ async fn trim(link: &Shared) -> Result<()> {
         names.truncate(names.len() - link.config.history);
         for some in names.chunks(AT_ONCE) {
             let Some(newest) = some.last() else { continue };
-            let newest = format!("{log}/{newest}");
-            let stat = link.read(|client| {
-                let newest = newest.clone();
-                async move { client.check_stat(&newest).await }
-            });
-            let Some(stat) = stat.await?.flatten() else { continue };
+            let Some(stat) = link.stat(&format!("{log}/{newest}")).await? else { continue };
             let mut ops = vec![Op::Set(log.clone(), stat.czxid.to_string().into_bytes(), None)];
             ops.extend(some.iter().map(|name| Op::Delete(format!("{log}/{name}"), None)));
             // Another may have been quicker.

@@ -1,12 +1,6 @@
 //! The history of a realm: a node for each transaction.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::SeqCst},
-    },
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes};
 use coact_core::{
@@ -18,17 +12,19 @@ use coact_core::{
 };
 use futures::future::join_all;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
-use zookeeper_client::{AddWatchMode, Client, Stat};
+use tokio::sync::{Notify, watch};
+use zookeeper_client::{AddWatchMode, PersistentWatcher, Stat};
 
 use crate::{
     connection::Shared,
-    errors::malformed,
+    errors::{Access, malformed},
     paths::{key_of, place},
 };
 
 /// How many nodes one look reads.
 const AT_ONCE: usize = 128;
+/// The pause before changes are listened for again.
+const PAUSE: Duration = Duration::from_millis(200);
 /// What every node's name begins with; ZooKeeper adds a number.
 pub(crate) const PREFIX: &str = "c-";
 
@@ -106,8 +102,8 @@ pub(crate) struct Log {
     link: Shared,
     realm: Realm,
     told: Arc<Notify>,
-    /// Whether a watch tells.
-    hears: Arc<AtomicBool>,
+    /// Whether anybody watches.
+    wanted: watch::Sender<bool>,
 }
 
 /// Every watch of a handle, by realm.
@@ -132,9 +128,16 @@ impl Watches {
     }
 
     fn of(&self, realm: &Realm) -> Arc<Feeds<Log>> {
-        let log = || Log { link: self.link.clone(), realm: realm.clone(), told: Arc::default(), hears: Arc::default() };
-        let mut by_realm = self.by_realm.lock();
-        by_realm.entry(realm.clone()).or_insert_with(|| Arc::new(Feeds::start(Arc::new(log())))).clone()
+        let follow = || Arc::new(Feeds::start(Arc::new(Log::new(&self.link, realm))));
+        self.by_realm.lock().entry(realm.clone()).or_insert_with(follow).clone()
+    }
+}
+
+impl Log {
+    fn new(link: &Shared, realm: &Realm) -> Self {
+        let (told, wanted) = (Arc::<Notify>::default(), watch::Sender::new(false));
+        link.env.spawn(hear(link.clone(), link.paths.log(realm), told.clone(), wanted.subscribe()));
+        Self { link: link.clone(), realm: realm.clone(), told, wanted }
     }
 }
 
@@ -148,10 +151,7 @@ impl Past for Log {
     }
 
     async fn hear(&self, wanted: bool) {
-        if wanted && !self.hears.swap(true, SeqCst) {
-            let hears = self.hears.clone();
-            self.link.env.spawn(hear(self.link.clone(), self.link.paths.log(&self.realm), self.told.clone(), hears));
-        }
+        self.wanted.send_replace(wanted);
     }
 
     async fn changed(&self) {
@@ -165,19 +165,16 @@ impl Past for Log {
 
 /// Reads what came after a place; without one, only where the present is.
 pub(crate) async fn history(link: &Shared, realm: &Realm, after: Option<Place>) -> Result<History> {
-    let path = link.paths.log(realm);
-    let nodes = link.read(|client| {
-        let (now, path) = (link.paths.now(), path.clone());
-        async move {
-            // Sent one after the other, answered together.
-            let fresh = client.set_data(&now, b"", None);
-            let data = client.get_data(&path);
-            let children = client.get_children(&path);
-            fresh.await?;
-            Ok((data.await?, children.await?))
-        }
+    let (path, now) = (&link.paths.log(realm), &link.paths.now());
+    let nodes = link.read(|client| async move {
+        // Sent one after the other, answered together.
+        let fresh = client.set_data(now, b"", None);
+        let data = client.get_data(path);
+        let names = client.list_children(path);
+        fresh.await?;
+        Ok((data.await?, names.await?))
     });
-    let Some(((compacted, stat), (mut names, _))) = nodes.await? else {
+    let Some(((compacted, stat), mut names)) = nodes.await? else {
         return Err(malformed("a realm without a history"));
     };
     let present = present(&stat);
@@ -188,15 +185,12 @@ pub(crate) async fn history(link: &Shared, realm: &Realm, after: Option<Place>) 
     }
     names.retain(|name| name.starts_with(PREFIX));
     names.sort_unstable();
-    let first = first_after(link, &path, &names, after.revision).await?;
+    let first = first_after(link, path, &names, after.revision).await?;
     let wanted = &names[first..(first + AT_ONCE).min(names.len())];
-    let nodes = join_all(wanted.iter().map(|name| node(link, &path, name))).await;
+    let nodes = join_all(wanted.iter().map(|name| node(link, path, name))).await;
     let mut steps = Vec::new();
     for node in nodes {
-        // One that was trimmed meanwhile makes the whole look void: the next finds that it is gone.
-        let Some((data, stat)) = node? else {
-            return Err(moved());
-        };
+        let (data, stat) = node?.ok_or_else(moved)?;
         let at = stat.czxid.unsigned_abs();
         let changes = decode(data, Revision(at)).ok_or_else(|| malformed("the history of a realm"))?;
         steps.push(Step { at: Place { revision: at, part: 0 }, what: What::Changes(changes) });
@@ -205,12 +199,7 @@ pub(crate) async fn history(link: &Shared, realm: &Realm, after: Option<Place>) 
 }
 
 async fn node(link: &Shared, log: &str, name: &str) -> Result<Option<(Vec<u8>, Stat)>> {
-    let path = format!("{log}/{name}");
-    link.read(|client| {
-        let path = path.clone();
-        async move { client.get_data(&path).await }
-    })
-    .await
+    link.get(&format!("{log}/{name}")).await
 }
 
 /// The index of the first node after a revision. Names and revisions are in the same order. Most who ask are near the
@@ -241,33 +230,45 @@ async fn first_after(link: &Shared, log: &str, names: &[String], revision: u64) 
 
 /// Whether a node is younger than a revision.
 async fn is_after(link: &Shared, log: &str, names: &[String], index: usize, revision: u64) -> Result<bool> {
-    match node(link, log, &names[index]).await? {
-        Some((_, stat)) => Ok(stat.czxid.unsigned_abs() > revision),
-        // Trimmed meanwhile, or a new session is with a server that does not know it yet.
-        None => Err(moved()),
-    }
+    let (_, stat) = node(link, log, &names[index]).await?.ok_or_else(moved)?;
+    Ok(stat.czxid.unsigned_abs() > revision)
 }
 
+/// A node was trimmed meanwhile, or a new session is with a server that does not know it yet.
 fn moved() -> Error {
     Error::new(ErrorKind::Unavailable, "the history changed while it was read: read it again")
 }
 
-/// Tells of changes for as long as the session lasts; what is missed in between is looked for anyway.
-async fn hear(link: Shared, path: String, told: Arc<Notify>, hears: Arc<AtomicBool>) {
-    let listen = async {
-        let Some(client) = link.current() else { return };
-        let Ok(mut watcher) = Client::watch(&client, &path, AddWatchMode::Persistent).await else { return };
-        loop {
-            let event = watcher.changed().await;
+/// Tells of changes while that is wanted, with one session after the other; what is missed in between is looked for
+/// anyway.
+async fn hear(link: Shared, path: String, told: Arc<Notify>, mut wanted: watch::Receiver<bool>) {
+    let hear = async {
+        while wanted.wait_for(|wanted| *wanted).await.is_ok() {
+            let listening = link.call(Access::Repeatable, |client| {
+                let path = &path;
+                async move { client.watch(path, AddWatchMode::Persistent).await }
+            });
+            let Ok(Ok(watcher)) = listening.await else {
+                link.env.sleep(PAUSE).await;
+                continue;
+            };
+            // What changed before the watch was there is told by nobody.
             told.notify_one();
-            if event.session_state.is_terminated() {
-                return;
+            tokio::select! {
+                () = pass_on(watcher, &told) => {}
+                _ = wanted.wait_for(|wanted| !*wanted) => {}
             }
         }
     };
     tokio::select! {
-        () = listen => {}
+        () = hear => {}
         () = link.until_closed() => {}
     }
-    hears.store(false, SeqCst);
+}
+
+/// Until the session ends.
+async fn pass_on(mut watcher: PersistentWatcher, told: &Notify) {
+    while !watcher.changed().await.session_state.is_terminated() {
+        told.notify_one();
+    }
 }

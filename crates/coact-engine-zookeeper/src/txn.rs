@@ -11,7 +11,7 @@ use coact_core::{
     contract::kv::{Check, Entry, Found, GoneCause, LeaseId, Read, Revision, Txn, TxnOutcome, Write},
     name::{Dir, Key, Realm},
 };
-use futures::future::join_all;
+use futures::future::try_join_all;
 use tokio::sync::OwnedMutexGuard;
 use zookeeper_client::{CreateMode, Error as Zk, MultiWriteError, MultiWriteResult};
 
@@ -244,14 +244,8 @@ async fn leases(link: &Shared, txn: &Txn) -> Result<HashMap<i64, bool>> {
         .iter()
         .filter_map(|write| if let Write::Put { lease, .. } = write { lease.map(|it| it.0) } else { None });
     let leases: BTreeSet<i64> = checked.chain(put).collect();
-    let alive = join_all(leases.iter().map(|lease| {
-        let path = link.paths.lease(*lease);
-        link.read(move |client| {
-            let path = path.clone();
-            async move { client.check_stat(&path).await }
-        })
-    }));
-    leases.iter().zip(alive.await).map(|(lease, stat)| Ok((*lease, stat?.flatten().is_some()))).collect()
+    let alive = async |lease| Ok((lease, link.stat(&link.paths.lease(lease)).await?.is_some()));
+    try_join_all(leases.into_iter().map(alive)).await.map(HashMap::from_iter)
 }
 
 enum Decision {

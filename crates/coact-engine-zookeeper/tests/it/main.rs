@@ -12,7 +12,7 @@ use coact_core::{
     registry::Registry,
 };
 use coact_testkit::{
-    bed::{Bed, PATIENCE, ZookeeperBed},
+    bed::{Bed, PATIENCE, ZookeeperBed, wait_until},
     fault::{Direction, Proxy},
 };
 use futures::{StreamExt as _, future::join_all};
@@ -96,9 +96,12 @@ async fn a_session_that_ended_is_made_anew_and_takes_no_lease_with_it() {
     let lease = other.lease_grant(Duration::from_secs(120)).await.expect("granted").id;
     let created = kv.put(&key("a/x"), "1", Some(lease)).await.expect("commits");
     let mut feed = kv.watch(Scope::Dir(dir("a")), Some(created)).await.expect("a watch");
+    assert_eq!(bed.sessions().await, 2);
     proxy.cut();
-    // ZooKeeper ends the session after two seconds; its ephemeral node, if it was the reaper, goes with it.
-    Env::real().sleep(Duration::from_secs(4)).await;
+    // With the session goes its ephemeral node, if it was the reaper.
+    wait_until(&Env::real(), "the session is over", PATIENCE, async || bed.sessions().await == 1)
+        .await
+        .expect("it ends");
     other.put(&key("a/y"), "1", None).await.expect("commits");
     proxy.mend();
     let found = within("a read", async {
@@ -124,12 +127,11 @@ async fn another_client_ends_leases_when_the_reaper_is_gone() {
     first.put(&key("a/x"), "1", Some(lease)).await.expect("commits");
     let second = open(&url).await.expect("it opens");
     drop(first);
-    within("the end of the lease", async {
-        while second.lease_left(lease).await.expect("answers").is_some() {
-            Env::real().sleep(Duration::from_millis(50)).await;
-        }
+    wait_until(&Env::real(), "the lease has ended", PATIENCE, async || {
+        second.lease_left(lease).await.expect("answers").is_none()
     })
-    .await;
+    .await
+    .expect("it ends");
     assert_eq!(second.get(&key("a/x")).await.expect("answers"), None);
 }
 

@@ -104,8 +104,8 @@ impl RedisBed {
         let place = servers.dir.path().to_owned();
         let replica = servers.redis.get_mut(1).context("there is no replica")?;
         replica.process = Server::run(&replica.arguments, replica.port, &place)?;
-        until("the replica is the primary", &mut || {
-            Ok(cli(replica.port, &["role"]).is_ok_and(|role| role.starts_with("master")))
+        until("the replica is the primary", || {
+            cli(replica.port, &["role"]).is_ok_and(|role| role.starts_with("master"))
         })
         .await
     }
@@ -173,14 +173,9 @@ impl Servers {
     }
 
     async fn until_they_answer(&mut self) -> anyhow::Result<()> {
-        let dir = self.dir.path().to_owned();
         for server in &mut self.redis {
-            until("Redis answers", &mut || {
-                ensure!(server.process.is_running(), "Redis ended; its log ends with:\n{}", server.process.log_tail());
-                Ok(cli(server.port, &["ping"]).is_ok_and(|answer| answer == "PONG"))
-            })
-            .await
-            .with_context(|| format!("in {}", dir.display()))?;
+            until("Redis answers", || answers(server.port) || !server.process.is_running()).await?;
+            ensure!(server.process.is_running(), "Redis ended; its log ends with:\n{}", server.process.log_tail());
         }
         Ok(())
     }
@@ -202,12 +197,12 @@ impl Servers {
             self.sentinels.push(Server::start(port, arguments, self.dir.path())?);
         }
         let ports: Vec<_> = self.sentinels.iter().map(|sentinel| sentinel.port).collect();
-        until("the Sentinels know each other and the replica", &mut || {
-            Ok(ports.iter().all(|port| {
+        until("the Sentinels know each other and the replica", || {
+            ports.iter().all(|port| {
                 let quorum = cli(*port, &["sentinel", "ckquorum", NAME]).unwrap_or_default();
                 let replicas = cli(*port, &["sentinel", "replicas", NAME]).unwrap_or_default();
                 quorum.starts_with("OK 3 usable") && replicas.contains("master-link-status\nok")
-            }))
+            })
         })
         .await
     }
@@ -222,10 +217,10 @@ impl Servers {
     }
 
     async fn until_the_cluster_serves(&self) -> anyhow::Result<()> {
-        until("the Cluster serves", &mut || {
-            Ok(self.redis.iter().all(|server| {
+        until("the Cluster serves", || {
+            self.redis.iter().all(|server| {
                 cli(server.port, &["cluster", "info"]).is_ok_and(|info| info.contains("cluster_state:ok"))
-            }))
+            })
         })
         .await
     }
@@ -246,10 +241,7 @@ impl Servers {
             sentinel.process = Server::run(&sentinel.arguments, sentinel.port, self.dir.path())?;
         }
         let ports: Vec<_> = self.sentinels.iter().map(|sentinel| sentinel.port).collect();
-        until("the Sentinels answer", &mut || {
-            Ok(ports.iter().all(|port| cli(*port, &["ping"]).is_ok_and(|answer| answer == "PONG")))
-        })
-        .await
+        until("the Sentinels answer", || ports.iter().all(|port| answers(*port))).await
     }
 
     fn url(&self, namespace: &str) -> String {
@@ -334,10 +326,16 @@ fn cli(port: u16, words: &[&str]) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-async fn until(what: &str, holds: &mut (dyn FnMut() -> anyhow::Result<bool> + Send)) -> anyhow::Result<()> {
+fn answers(port: u16) -> bool {
+    cli(port, &["ping"]).is_ok_and(|answer| answer == "PONG")
+}
+
+/// Waits until a server says that it is so. The future of a bed must be `Send`, which one that waits for asynchronous
+/// conditions is not.
+async fn until(what: &str, mut holds: impl FnMut() -> bool + Send) -> anyhow::Result<()> {
     let env = Env::real();
     let end = env.now() + PATIENCE;
-    while !holds()? {
+    while !holds() {
         ensure!(env.now() < end, "waited {PATIENCE:?} in vain until {what}");
         env.sleep(Duration::from_millis(20)).await;
     }

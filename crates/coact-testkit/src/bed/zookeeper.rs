@@ -50,14 +50,15 @@ impl ZookeeperBed {
         format!("zookeeper://127.0.0.1:{port}/{namespace}?max_request={REQUEST_MAX}")
     }
 
-    /// Stops the server in its tracks, or lets it go on.
+    /// How many sessions the server keeps.
     ///
-    /// # Errors
-    /// If it was not started, or has ended.
-    pub async fn pause(&self, paused: bool) -> anyhow::Result<()> {
-        let server = self.server.lock().await;
-        let process = &server.as_ref().context("ZooKeeper was not started")?.process;
-        if paused { process.pause() } else { process.resume() }
+    /// # Panics
+    /// If it was not started.
+    pub async fn sessions(&self) -> usize {
+        let port = self.server.lock().await.as_ref().expect("started first").port;
+        let dump = ask(port, "dump");
+        let sessions = dump.lines().take_while(|line| !line.starts_with("ephemeral nodes"));
+        sessions.filter(|line| line.trim_start().starts_with("0x")).count()
     }
 
     async fn start_anew(&self) -> anyhow::Result<Server> {
@@ -65,7 +66,7 @@ impl ZookeeperBed {
             let (port, dir) = (free_port()?, tempfile::tempdir()?);
             let config = format!(
                 "tickTime=500\nmaxSessionTimeout=60000\ndataDir={}\nclientPort={port}\nclientPortAddress=127.0.0.1\n\
-                 admin.enableServer=false\nmaxClientCnxns=0\n4lw.commands.whitelist=srvr\n",
+                 admin.enableServer=false\nmaxClientCnxns=0\n4lw.commands.whitelist=srvr,dump\n",
                 dir.path().join("data").display()
             );
             std::fs::write(dir.path().join("zoo.cfg"), config)?;
@@ -98,7 +99,7 @@ impl Server {
         let env = Env::real();
         let end = env.now() + PATIENCE;
         while self.process.is_running() {
-            if srvr(self.port).contains("Mode:") {
+            if ask(self.port, "srvr").contains("Mode:") {
                 return Ok(true);
             }
             ensure!(env.now() < end, "ZooKeeper does not serve; its log ends with:\n{}", self.process.log_tail());
@@ -108,9 +109,9 @@ impl Server {
     }
 }
 
-/// What the server says about itself; nothing if it does not answer.
-fn srvr(port: u16) -> String {
-    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port} && printf srvr >&3 && cat <&3");
+/// What the server says to one of its four-letter words; nothing if it does not answer.
+fn ask(port: u16, word: &str) -> String {
+    let script = format!("exec 3<>/dev/tcp/127.0.0.1/{port} && printf {word} >&3 && cat <&3");
     // Somebody else's server, which has taken the port, may not answer at all.
     let asked = Command::new("/usr/bin/timeout")
         .args(["2", "/bin/bash", "-c", &script])
