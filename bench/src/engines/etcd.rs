@@ -20,7 +20,7 @@ pub(crate) async fn run(time: Duration) {
     let address = url.replacen("etcd://", "http://", 1).trim_end_matches("/bench").to_owned();
     let mut rows = Rows::default();
     let channel = Endpoint::from_shared(address).expect("a URL").connect().await.expect("it answers");
-    rows.measure(BARE, time, async |index, lock| Own::new(channel.clone(), index, &lock).await).await;
+    rows.measure(BARE, time, async |lock| Own::new(channel.clone(), &lock).await).await;
     let kv = coact::open(&url).await.expect("it opens");
     rows.measure_coact(&kv, time).await;
     rows.show("etcd", BARE);
@@ -34,7 +34,7 @@ struct Own {
 
 impl Own {
     /// With a lease for each client: under one lease, etcd gives a lock twice.
-    async fn new(channel: Channel, _index: usize, lock: &str) -> Self {
+    async fn new(channel: Channel, lock: &str) -> Self {
         let grant = LeaseGrantRequest { ttl: 300, ..LeaseGrantRequest::default() };
         let lease = LeaseClient::new(channel.clone()).lease_grant(grant).await.expect("granted").get_ref().id;
         Self { client: LockClient::new(channel), lease, name: format!("own/{lock}") }

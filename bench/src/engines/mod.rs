@@ -68,8 +68,8 @@ impl Rows {
         );
     }
 
-    /// Measures one way to lock. `client` makes a locker for a client and a lock.
-    pub(crate) async fn measure<C, L>(&mut self, name: &str, time: Duration, client: impl Fn(usize, String) -> C)
+    /// Measures one way to lock. `client` makes a locker for a lock.
+    pub(crate) async fn measure<C, L>(&mut self, name: &str, time: Duration, client: impl Fn(String) -> C)
     where
         C: Future<Output = L>,
         L: Locker,
@@ -77,13 +77,13 @@ impl Rows {
         for (clients, rows) in [(1, &mut self.alone), (CROWD, &mut self.apart)] {
             let mut lockers = Vec::new();
             for index in 0..clients {
-                lockers.push(client(index, format!("own-{index}")).await);
+                lockers.push(client(format!("own-{index}")).await);
             }
             rows.push(pairs(name, lockers, time).await);
         }
         let mut lockers = Vec::new();
-        for index in 0..CROWD {
-            lockers.push(client(index, "one".to_owned()).await);
+        for _ in 0..CROWD {
+            lockers.push(client("one".to_owned()).await);
         }
         self.together.push(hand_overs(name, lockers, time).await);
     }
@@ -91,7 +91,7 @@ impl Rows {
     async fn measure_coact(&mut self, kv: &KvHandle, time: Duration) {
         for (name, barging) in [(COACT, false), (COACT_BARGING, true)] {
             let session = Session::open(kv, SessionOptions::default()).await.expect("a session");
-            self.measure(name, time, async |_, lock| {
+            self.measure(name, time, async |lock| {
                 let options = coact::lock::MutexOptions {
                     mode: if barging { coact::lock::Mode::Barging } else { coact::lock::Mode::Fair },
                     ..Default::default()

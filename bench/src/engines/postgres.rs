@@ -16,10 +16,10 @@ pub(crate) async fn run(time: Duration) {
     let server = bed.driver_settings().await;
     let mut rows = Rows::default();
     connect(&server).await.batch_execute("create table bare (name text primary key)").await.expect("a table");
-    rows.measure(BARE, time, async |_, lock| Row::new(connect(&server).await, lock).await).await;
+    rows.measure(BARE, time, async |lock| Row::new(connect(&server).await, lock).await).await;
     let kv = coact::open(&url).await.expect("it opens");
     rows.measure_coact(&kv, time).await;
-    rows.measure("advisory lock (not durable, no token)", time, async |_, lock| {
+    rows.measure("advisory lock (not durable, no token)", time, async |lock| {
         Advisory::new(connect(&server).await, &lock).await
     })
     .await;

@@ -19,10 +19,10 @@ pub(crate) async fn run(time: Duration) {
     let mut rows = Rows::default();
     let client = redis::Client::open(server.as_str()).expect("a URL");
     let connection = client.get_multiplexed_async_connection().await.expect("it answers");
-    rows.measure(BARE, time, async |_, lock| Bare::new(connection.clone(), lock)).await;
+    rows.measure(BARE, time, async |lock| Bare::new(connection.clone(), lock)).await;
     let kv = coact::open(&url).await.expect("it opens");
     rows.measure_coact(&kv, time).await;
-    rows.measure("rslock", time, async |_, lock| Rslock {
+    rows.measure("rslock", time, async |lock| Rslock {
         manager: rslock::LockManager::new(vec![server.as_str()]),
         lock,
     })
