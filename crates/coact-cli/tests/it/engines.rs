@@ -8,15 +8,15 @@ use std::{
 };
 
 use coact::{
-    Env, ErrorKind, KvHandle, Namespace, Realm, Session, SessionOptions,
+    Env, ErrorKind, KvHandle, Realm, Session, SessionOptions,
     directory::{Directory, DirectoryOptions, Instance, Mode, SettingChange, Settings, State},
     id::{Generator, IdOptions, Segment, SegmentOptions},
     lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
 };
-use coact_testkit::bed::{Bed, EtcdBed, PATIENCE, PostgresBed, RedisBed, RedisMode, ZookeeperBed};
+use coact_testkit::bed::PATIENCE;
 use futures::{StreamExt, future::join_all, pin_mut};
 
-use crate::node::Node;
+use crate::stores;
 
 /// Two handles of one store, and what keeps it up.
 struct Store {
@@ -37,50 +37,9 @@ impl Store {
         Self { one: kv.clone(), two: kv, _up: Box::new(dir) }
     }
 
-    async fn etcd() -> Self {
-        let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-        bed.start().await.expect("etcd starts: `cargo xtask test` installs it");
-        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
-        Self { one: open().await, two: open().await, _up: Box::new(bed) }
-    }
-
-    async fn node() -> Self {
-        let node = Node::start().await;
-        let open = async || coact::open(&node.url("main")).await.expect("it opens");
-        Self { one: open().await, two: open().await, _up: Box::new(node) }
-    }
-
-    async fn redis() -> Self {
-        Self::of_redis(RedisMode::Single).await
-    }
-
-    async fn redis_sentinel() -> Self {
-        Self::of_redis(RedisMode::Sentinel).await
-    }
-
-    async fn redis_cluster() -> Self {
-        Self::of_redis(RedisMode::Cluster).await
-    }
-
-    async fn postgres() -> Self {
-        let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-        bed.start().await.expect("PostgreSQL starts: `cargo xtask test` installs it");
-        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
-        Self { one: open().await, two: open().await, _up: Box::new(bed) }
-    }
-
-    async fn zookeeper() -> Self {
-        let bed = ZookeeperBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-        bed.start().await.expect("ZooKeeper starts: `cargo xtask test` installs it");
-        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
-        Self { one: open().await, two: open().await, _up: Box::new(bed) }
-    }
-
-    async fn of_redis(mode: RedisMode) -> Self {
-        let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
-        bed.start().await.expect("Redis starts: `cargo xtask test` installs it");
-        let open = async || bed.open(&Namespace::default()).await.expect("it opens");
-        Self { one: open().await, two: open().await, _up: Box::new(bed) }
+    async fn of(store: stores::Store) -> Self {
+        let open = async || coact::open(&store.url).await.expect("it opens");
+        Self { one: open().await, two: open().await, _up: Box::new(store) }
     }
 
     async fn sessions(&self) -> [Session; 2] {
@@ -101,15 +60,25 @@ macro_rules! scenarios {
 
                 async fn scenario($store: Store) $body
 
-                scenarios!(@on memory embedded etcd node redis redis_sentinel redis_cluster zookeeper postgres);
+                scenarios!(@on {
+                    memory: Store::memory().await,
+                    embedded: Store::embedded().await,
+                    etcd: Store::of(stores::etcd().await).await,
+                    node: Store::of(stores::node().await).await,
+                    redis: Store::of(stores::redis().await).await,
+                    redis_sentinel: Store::of(stores::redis_sentinel().await).await,
+                    redis_cluster: Store::of(stores::redis_cluster().await).await,
+                    zookeeper: Store::of(stores::zookeeper().await).await,
+                    postgres: Store::of(stores::postgres().await).await,
+                });
             }
         )*
     };
-    (@on $($engine:ident)*) => {
+    (@on { $($engine:ident: $store:expr,)* }) => {
         $(
             #[tokio::test]
             async fn $engine() {
-                let store = Store::$engine().await;
+                let store = $store;
                 within("the scenario", scenario(store)).await;
             }
         )*
@@ -313,11 +282,10 @@ async fn refused_where_too_little_is_promised() {
 /// Who may lose acknowledged writes says so, and the blocks that live by them do not open unless that is accepted.
 #[tokio::test]
 async fn refused_where_a_failover_may_lose_writes() {
-    let bed = RedisBed::new(RedisMode::Sentinel, |url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("Redis starts");
-    let accepted = bed.url("main").await;
+    let store = stores::redis_sentinel().await;
+    let accepted = &store.url;
     let url = accepted.replace("&accept=failover-loss", "");
-    assert_ne!(url, accepted);
+    assert_ne!(&url, accepted);
     let kv = coact::open(&url).await.expect("it opens");
     let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
     let refusals = [
@@ -338,7 +306,7 @@ async fn refused_where_a_failover_may_lose_writes() {
         );
     }
     Directory::open(&kv, DirectoryOptions::default()).expect("a directory heals by itself");
-    let kv = coact::open(&accepted).await.expect("it opens");
+    let kv = coact::open(accepted).await.expect("it opens");
     let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
     Election::new(&session, "x").expect("accepted by name");
 }

@@ -18,5 +18,6 @@ mod round_trips;
 mod running;
 mod scale;
 mod sql_fence;
+mod stores;
 mod top;
 mod tour;

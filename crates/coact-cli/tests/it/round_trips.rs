@@ -3,11 +3,11 @@
 
 use coact::{Session, SessionOptions, Url, lock::Mutex};
 use coact_testkit::{
-    bed::{Bed, EtcdBed, Postgres, RedisBed, RedisMode, ZookeeperBed},
+    bed::Postgres,
     fault::{Proxy, Traffic},
 };
 
-use crate::node::Node;
+use crate::stores;
 
 const ROUNDS: usize = 21;
 
@@ -43,29 +43,22 @@ async fn costs(url: &str, count: fn(Traffic) -> u64) -> (u64, u64) {
 
 #[tokio::test]
 async fn etcd() {
-    let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("etcd starts");
-    assert_eq!(costs(&bed.url("main").await, calls).await, (1, 1));
+    assert_eq!(costs(&stores::etcd().await.url, calls).await, (1, 1));
 }
 
 #[tokio::test]
 async fn node() {
-    let node = Node::start().await;
-    assert_eq!(costs(&node.url("main"), calls).await, (1, 1));
+    assert_eq!(costs(&stores::node().await.url, calls).await, (1, 1));
 }
 
 #[tokio::test]
 async fn redis() {
-    let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("Redis starts");
-    assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
+    assert_eq!(costs(&stores::redis().await.url, turns).await, (1, 1));
 }
 
 #[tokio::test]
 async fn zookeeper() {
-    let bed = ZookeeperBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("ZooKeeper starts");
-    assert_eq!(costs(&bed.url("main").await, turns).await, (1, 1));
+    assert_eq!(costs(&stores::zookeeper().await.url, turns).await, (1, 1));
 }
 
 /// There is a notification after each change, on a connection of its own, for which nobody waits: the server's log tells

@@ -1,8 +1,6 @@
 //! The tour, as the README has it, on a smaller file.
 
-use coact_testkit::bed::{Bed, EtcdBed, PostgresBed, RedisBed, RedisMode, ZookeeperBed};
-
-use crate::node::coact;
+use crate::{node::coact, stores};
 
 const INPUT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
 
@@ -25,32 +23,32 @@ async fn the_tour_at(url: &str) {
 
 #[tokio::test]
 async fn etcd() {
-    let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("etcd starts");
-    the_tour_at(&bed.url("main").await).await;
+    the_tour_at(&stores::etcd().await.url).await;
 }
 
 #[tokio::test]
 async fn redis() {
-    for mode in [RedisMode::Single, RedisMode::Sentinel, RedisMode::Cluster] {
-        let bed = RedisBed::new(mode, |url| Box::pin(async move { coact::open(&url).await }));
-        bed.start().await.expect("Redis starts");
-        the_tour_at(&bed.url("main").await).await;
-    }
+    the_tour_at(&stores::redis().await.url).await;
 }
 
 #[tokio::test]
-async fn postgres() {
-    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("PostgreSQL starts");
-    the_tour_at(&bed.url("main").await).await;
+async fn redis_sentinel() {
+    the_tour_at(&stores::redis_sentinel().await.url).await;
+}
+
+#[tokio::test]
+async fn redis_cluster() {
+    the_tour_at(&stores::redis_cluster().await.url).await;
 }
 
 #[tokio::test]
 async fn zookeeper() {
-    let bed = ZookeeperBed::new(|url| Box::pin(async move { coact::open(&url).await }));
-    bed.start().await.expect("ZooKeeper starts");
-    the_tour_at(&bed.url("main").await).await;
+    the_tour_at(&stores::zookeeper().await.url).await;
+}
+
+#[tokio::test]
+async fn postgres() {
+    the_tour_at(&stores::postgres().await.url).await;
 }
 
 #[test]
