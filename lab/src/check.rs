@@ -121,8 +121,10 @@ fn acknowledged<'a>(operations: &'a [Operation], f: &'a str) -> impl Iterator<It
     of.filter_map(|operation| Some((operation, operation.acknowledged()?)))
 }
 
+/// A compare-and-set that was refused wrote nothing: it counts as neither.
 fn is_write(operation: &Operation) -> bool {
-    matches!(operation.f.as_str(), "put" | "cas" | "add")
+    let refused = operation.f == "cas" && operation.answer == false;
+    matches!(operation.f.as_str(), "put" | "cas" | "add") && !refused
 }
 
 /// Writes that took effect for sure, with their revision and when they were acknowledged.
@@ -255,12 +257,13 @@ fn watch(events: &[Event], operations: &[Operation], tells_all: bool) -> (usize,
             }
         }
         let Some(mut follower) = follower.filter(|_| !killed(node)) else { continue };
+        if events.iter().any(|event| event.node == node && event.f == "watch-unfinished") {
+            violations.push(format!("{node}: the watch never told the last change, only up to {}", follower.at()));
+            continue;
+        }
         // A client that was cut off may send what timed out long ago, after the key that ends the watch was written: of
         // that nobody was told.
         let end = follower.at();
-        if events.iter().any(|event| event.node == node && event.f == "watch-unfinished") {
-            violations.push(format!("{node}: the watch did not tell of the key that ends it"));
-        }
         match &page {
             Some(page) if page.entries.iter().any(|entry| entry.modified > end) => {}
             Some(page) => follower.compare(page),
@@ -353,10 +356,11 @@ fn ghosts(seen: &Seen, recovered_ms: Option<u64>) -> (usize, Vec<String>) {
     }
     // While nobody leads, no lease is kept or ended; an election may outlast a lease of its length.
     let without_leader = recovered_ms.unwrap_or_default() * 1_000_000;
-    let linger = TTL.as_nanos() as u64 + SWEEP + without_leader + seen.takeover;
+    let linger = TTL.as_nanos() as u64 + SWEEP + without_leader + seen.lease_delay;
     let end = fault.stopped;
     let mut violations = lives.check(Bounds { linger, settle: u64::MAX / 2, end });
-    if fault.leader_struck {
+    // A request to a server that is gone takes as long to fail as half a lease lives.
+    if fault.struck.is_some() && !fault.clock {
         lives.excuse(None, fault.from, fault.to + SETTLE);
     }
     violations.extend(lives.check(Bounds { linger: u64::MAX / 2, settle: SETTLE, end }));

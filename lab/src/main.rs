@@ -9,6 +9,8 @@ mod cluster;
 mod history;
 mod net;
 mod phase;
+#[cfg(test)]
+mod pipeline;
 mod plant;
 mod report;
 mod resource;

@@ -71,10 +71,6 @@ impl Nemesis {
     fn watched_after(self) -> Duration {
         Duration::from_millis(if self == Self::Kill { 4_000 } else { 2_000 })
     }
-
-    fn strikes_leader(self) -> bool {
-        matches!(self, Self::IsolateLeader | Self::OneWay | Self::PauseLeader | Self::Kill)
-    }
 }
 
 const BEFORE: Duration = Duration::from_millis(1_000);
@@ -90,7 +86,7 @@ pub(crate) struct Seen {
     pub(crate) fenced: Report,
     pub(crate) control: Report,
     /// How much later than otherwise a lease may end, in nanoseconds.
-    pub(crate) takeover: u64,
+    pub(crate) lease_delay: u64,
 }
 
 /// What was done, when, and to whom.
@@ -104,8 +100,8 @@ pub(crate) struct Fault {
     pub(crate) struck: Option<String>,
     /// Whether the client there is cut off from the majority.
     pub(crate) cut: bool,
-    /// Whether another server has to lead.
-    pub(crate) leader_struck: bool,
+    /// Whether nothing but clocks was struck.
+    pub(crate) clock: bool,
     /// The client that was paused.
     pub(crate) paused: Option<String>,
     /// The client that was killed.
@@ -153,8 +149,8 @@ pub(crate) async fn run(net: &Net, cluster: &mut dyn Cluster, plan: &Plan) -> Re
     wait_for(&log, "closed", HOSTS - killed).await?;
     let (fenced, control) = protected.reports();
     std::fs::remove_file(&socket)?;
-    let takeover = cluster.takeover().as_nanos() as u64;
-    Ok(Seen { events: log.events(), fault, fenced, control, takeover })
+    let lease_delay = cluster.lease_delay().as_nanos() as u64;
+    Ok(Seen { events: log.events(), fault, fenced, control, lease_delay })
 }
 
 /// A client that lives to read everything at the end.
@@ -180,8 +176,7 @@ impl Stage<'_, '_> {
     /// Strikes, waits, and mends.
     async fn strike(&mut self, nemesis: Nemesis, leader: usize, other: usize) -> Result<Fault> {
         let lasts = nemesis.lasts();
-        let mut fault =
-            Fault { struck: Some(name(leader)), leader_struck: nemesis.strikes_leader(), ..Fault::default() };
+        let mut fault = Fault { struck: Some(name(leader)), clock: nemesis == Nemesis::StepClock, ..Fault::default() };
         match nemesis {
             Nemesis::IsolateLeader | Nemesis::IsolateFollower | Nemesis::OneWay => {
                 let host = if nemesis == Nemesis::IsolateFollower { other } else { leader };

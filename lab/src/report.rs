@@ -176,6 +176,8 @@ fn tables(outcomes: &[Outcome]) -> String {
             let ms = |ms: Option<u64>| ms.map_or("never".to_owned(), |ms| format!("{:.1} s", ms as f64 / 1_000.0));
             let struck = match outcome.nemesis {
                 Nemesis::PauseHolder | Nemesis::StepClock => "–".to_owned(),
+                // Nobody looked for longer.
+                _ if outcome.shown.rejoined_ms.is_none() => "not while watched".to_owned(),
                 _ => ms(outcome.shown.rejoined_ms),
             };
             let verdict = if outcome.wrong.is_empty() {

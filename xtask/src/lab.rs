@@ -16,12 +16,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
 
 /// The same without writing, so that the tree stays as it was committed.
 pub(crate) fn check() -> Result<()> {
-    let first = succeed(lab(&[])?.arg("--check"));
-    // Real elections on a busy machine: what is wrong is wrong twice. The first run's findings are in the output.
-    first.or_else(|error| {
-        println!("once more, since {error:#}");
-        succeed(lab(&[])?.arg("--check"))
-    })
+    succeed(lab(&[])?.arg("--check"))
 }
 
 fn lab(arguments: &[String]) -> Result<Command> {

@@ -107,7 +107,7 @@ pub(crate) trait Cluster {
     }
 
     /// How much later a lease may end because the client that ends leases died, and another begins to count anew.
-    fn takeover(&self) -> Duration {
+    fn lease_delay(&self) -> Duration {
         Duration::ZERO
     }
 

@@ -103,7 +103,7 @@ impl Cluster for Zookeeper<'_> {
         self.servers.start(host, &mut command, &self.place.join(format!("h{host}.log")))
     }
 
-    fn takeover(&self) -> Duration {
+    fn lease_delay(&self) -> Duration {
         // The session of the dead one, until another notices, and the whole length of the lease.
         Duration::from_secs(2) + Duration::from_millis(1500) + TTL
     }

@@ -135,14 +135,16 @@ pub(crate) async fn run(kv: KvHandle, recorder: Recorder, job: Job, stage: watch
     recorder.note("declared", json!(declared(&kv)));
     let context = Context { kv, recorder, job, stage };
     let registers = [0, 1].map(|number| registers::open(&context, number));
+    let reads = registers::open_reads(&context);
     let add = add::open(&context);
     let watching = watching::open(&context).await?;
     let locks = locks::open(&context).await?;
     let ids = ids::open(&context).await?;
     let services = services::open(&context).await?;
     context.recorder.note("ready", json!(null));
-    let workloads: [futures::future::BoxFuture<'_, Result<()>>; 6] = [
+    let workloads: [futures::future::BoxFuture<'_, Result<()>>; 7] = [
         Box::pin(async { try_join_all(registers.map(|register| Box::pin(register.run()))).await.map(drop) }),
+        Box::pin(reads.run()),
         Box::pin(add.run()),
         Box::pin(locks.run()),
         Box::pin(ids.run()),

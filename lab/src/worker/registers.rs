@@ -27,7 +27,6 @@ pub(super) fn dir() -> Result<Dir, Error> {
 pub(super) struct Registers {
     context: Context,
     process: Process,
-    reader: Process,
     choices: Choices,
     /// The next value that nobody writes twice.
     next: u64,
@@ -40,13 +39,11 @@ pub(super) struct Registers {
 
 pub(super) fn open(context: &Context, number: u64) -> Registers {
     let process = context.recorder.process(&format!("register-{number}"));
-    let reader = context.recorder.process(&format!("any-{number}"));
     let next = (context.job.seed * 2 + number) << 32;
     let choices = Choices::new(context, number);
     Registers {
         context: context.clone(),
         process,
-        reader,
         choices,
         next,
         known: BTreeMap::new(),
@@ -64,8 +61,7 @@ impl Registers {
             match self.choices.below(10) {
                 0..4 => self.get(register, &key).await,
                 4..7 => self.put(register, &key).await,
-                7..9 => self.compare_and_set(register, &key).await,
-                _ => self.get_any(&key).await,
+                _ => self.compare_and_set(register, &key).await,
             }
             self.context.rest(REST_MS).await;
         }
@@ -87,12 +83,6 @@ impl Registers {
             self.known.insert(register, entry.as_ref().and_then(seen));
             self.first.entry(register).or_insert(entry);
         }
-    }
-
-    /// A read that any server may answer.
-    async fn get_any(&mut self, key: &Key) {
-        let call = self.context.kv.get_at(key, ReadAt::Any);
-        self.reader.call(("get-any", Some(key.name()), Value::Null), call, read).await;
     }
 
     async fn put(&mut self, register: u64, key: &Key) {
@@ -133,6 +123,34 @@ impl Registers {
     fn value(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+}
+
+/// One client that only reads, so that no write of its own holds it up; alternately as fresh as can be, and from any server.
+pub(super) struct Reads {
+    context: Context,
+    fresh: Process,
+    any: Process,
+    choices: Choices,
+}
+
+pub(super) fn open_reads(context: &Context) -> Reads {
+    let (fresh, any) = (context.recorder.process("read"), context.recorder.process("any"));
+    Reads { context: context.clone(), fresh, any, choices: Choices::new(context, 7) }
+}
+
+impl Reads {
+    pub(super) async fn run(mut self) -> Result<()> {
+        self.context.reached(Stage::Run).await;
+        while self.context.is_running() {
+            let key = dir()?.key(&format!("r{}", self.choices.below(KEYS)))?;
+            let kv = &self.context.kv;
+            let what = |f| (f, Some(key.name()), Value::Null);
+            self.fresh.call(what("get"), kv.get_at(&key, ReadAt::Linearizable), read).await;
+            self.any.call(what("get-any"), kv.get_at(&key, ReadAt::Any), read).await;
+            self.context.rest(3 * REST_MS).await;
+        }
+        Ok(())
     }
 }
 
