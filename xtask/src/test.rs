@@ -17,7 +17,8 @@ use crate::{
 pub(crate) fn run(args: &[String]) -> Result<()> {
     packages::install_missing()?;
     packages::install_tools()?;
-    let mut command = cargo(&["test", "--locked"]);
+    // One failure does not hide the next.
+    let mut command = cargo(&["test", "--locked", "--no-fail-fast"]);
     if !choose_packages(args) {
         command.arg("--workspace");
     }

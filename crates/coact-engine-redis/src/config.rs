@@ -55,7 +55,8 @@ impl fmt::Debug for Config {
 impl Config {
     pub(crate) fn from_url(url: &Url) -> Result<Self> {
         url.check_options(&OPTIONS)?;
-        let sentinel = url.option("sentinel").map(str::to_owned);
+        let name = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let sentinel = url.parsed("sentinel", "the name that the Sentinels know the primary by", name)?;
         if url.hosts().is_empty() {
             let scheme = url.scheme();
             return Err(Error::invalid(format!(
@@ -155,6 +156,7 @@ mod tests {
             ("redis://u@h", "names a user without a password"),
             ("redis://h?ca=/x", "URL option ca is for TLS: write rediss://"),
             ("rediss://h?ca=/nonexistent", "URL option ca=/nonexistent cannot be read"),
+            ("redis://h?sentinel=", "sentinel= is not allowed: use the name that the Sentinels know the primary by"),
             ("redis://h?sentinel_password=canary", "are for Sentinels"),
             ("redis://h?sentinel=m&sentinel_user=u", "sentinel_user needs sentinel_password"),
         ] {

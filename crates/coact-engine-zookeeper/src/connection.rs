@@ -67,7 +67,7 @@ impl Link {
         loop {
             let left = end.saturating_duration_since(self.env.now());
             let Some(client) = self.env.timeout(left, self.client()).await else {
-                return Err(Error::new(ErrorKind::Unavailable, "no ZooKeeper server could be reached in time"));
+                return Err(self.unreachable());
             };
             let source = match client {
                 // It was not sent.
@@ -88,11 +88,17 @@ impl Link {
                 }
             };
             if self.env.now() + pause >= end {
-                return Err(unanswered(Access::Repeatable, Some(source)));
+                return Err(self.unreachable().with_source(source));
             }
             self.env.sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Nothing was sent, or nothing that matters.
+    fn unreachable(&self) -> Error {
+        let Config { servers, timeout, .. } = &self.config;
+        Error::new(ErrorKind::Unavailable, format!("no ZooKeeper server of {servers} answers within {timeout:?}"))
     }
 
     /// A read, of which the only failure is that there is nothing.

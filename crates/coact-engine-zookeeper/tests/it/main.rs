@@ -217,4 +217,5 @@ async fn nobody_there_is_said_at_once() {
     let error = open("zookeeper://127.0.0.1:1/main?timeout=1s").await.expect_err("nobody is there");
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(error.effect(), Effect::NotApplied);
+    assert!(error.to_string().contains("no ZooKeeper server of 127.0.0.1:1 answers within 1s"), "{error}");
 }
