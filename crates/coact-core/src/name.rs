@@ -20,6 +20,18 @@ pub struct Namespace(Arc<str>);
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Realm(Arc<str>);
 
+/// A stream of records in partitions.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Topic(Arc<str>);
+
+/// A queue of jobs.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Queue(Arc<str>);
+
+/// Consumers that share the partitions of their topics, and remember together how far they came.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Group(Arc<str>);
+
 macro_rules! word {
     ($type:ident, $what:literal) => {
         impl $type {
@@ -35,12 +47,6 @@ macro_rules! word {
             /// The text.
             pub fn as_str(&self) -> &str {
                 &self.0
-            }
-        }
-
-        impl Default for $type {
-            fn default() -> Self {
-                Self("main".into())
             }
         }
 
@@ -66,8 +72,23 @@ macro_rules! word {
     };
 }
 
+impl Default for Namespace {
+    fn default() -> Self {
+        Self("main".into())
+    }
+}
+
+impl Default for Realm {
+    fn default() -> Self {
+        Self("main".into())
+    }
+}
+
 word!(Namespace, "namespace");
 word!(Realm, "realm");
+word!(Topic, "topic");
+word!(Queue, "queue");
+word!(Group, "group");
 
 fn check_word(what: &str, text: &str) -> Result<()> {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');

@@ -22,7 +22,13 @@ mod state;
 mod watch;
 mod writer;
 
-use coact_core::{Result, contract::kv::KvHandle, env::Env, name::Namespace, registry::Driver, url::Url};
+use coact_core::{
+    Result,
+    env::Env,
+    name::Namespace,
+    registry::{Driver, Store},
+    url::Url,
+};
 
 pub use engine::{Config, Engine, History, Stats, parse_durability};
 pub use log::FAILPOINTS;
@@ -33,9 +39,9 @@ pub fn driver() -> Driver {
     Driver { schemes: &["embedded", "memory"], open: |url, env| Box::pin(open(url, env)) }
 }
 
-async fn open(url: Url, env: Env) -> Result<KvHandle> {
+async fn open(url: Url, env: Env) -> Result<Store> {
     let namespace = url.option("namespace").map_or(Ok(Namespace::default()), Namespace::new)?;
     let accepted = url.accepted()?;
     let engine = Engine::open(Config::from_url(&url)?, env).await?;
-    Ok(engine.kv(namespace, accepted))
+    Ok(engine.kv(namespace, accepted).into())
 }

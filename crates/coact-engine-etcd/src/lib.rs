@@ -35,5 +35,8 @@ pub use http::{Answer, NodeHttp};
 
 /// The driver for the schemes `etcd` and `coact`.
 pub fn driver() -> coact_core::registry::Driver {
-    coact_core::registry::Driver { schemes: &["etcd", "coact"], open: |url, env| Box::pin(kv::open(url, env)) }
+    coact_core::registry::Driver {
+        schemes: &["etcd", "coact"],
+        open: |url, env| Box::pin(async move { Ok(kv::open(url, env).await?.into()) }),
+    }
 }

@@ -69,5 +69,8 @@ pub use tokio_postgres;
 
 /// The driver for the schemes `postgres` and `postgresql`.
 pub fn driver() -> coact_core::registry::Driver {
-    coact_core::registry::Driver { schemes: &["postgres", "postgresql"], open: |url, env| Box::pin(kv::open(url, env)) }
+    coact_core::registry::Driver {
+        schemes: &["postgres", "postgresql"],
+        open: |url, env| Box::pin(async move { Ok(kv::open(url, env).await?.into()) }),
+    }
 }

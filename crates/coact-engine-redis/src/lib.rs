@@ -43,6 +43,6 @@ mod topology;
 pub fn driver() -> coact_core::registry::Driver {
     coact_core::registry::Driver {
         schemes: &["redis", "rediss", "valkey", "valkeys"],
-        open: |url, env| Box::pin(kv::open(url, env)),
+        open: |url, env| Box::pin(async move { Ok(kv::open(url, env).await?.into()) }),
     }
 }

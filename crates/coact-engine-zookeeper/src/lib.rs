@@ -49,5 +49,8 @@ mod txn;
 
 /// The driver for the scheme `zookeeper`.
 pub fn driver() -> coact_core::registry::Driver {
-    coact_core::registry::Driver { schemes: &["zookeeper"], open: |url, env| Box::pin(kv::open(url, env)) }
+    coact_core::registry::Driver {
+        schemes: &["zookeeper"],
+        open: |url, env| Box::pin(async move { Ok(kv::open(url, env).await?.into()) }),
+    }
 }

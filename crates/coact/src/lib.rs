@@ -30,12 +30,14 @@
 pub use coact_blocks::{Session, SessionOptions, directory, id, lock};
 pub use coact_core::{
     Effect, Error, ErrorKind, Result, Retry,
-    contract::kv,
     contract::kv::KvHandle,
+    contract::queue::QueueHandle,
+    contract::stream::StreamHandle,
+    contract::{self, kv},
     env::Env,
     guarantees::{self, Guarantees},
-    name::{Dir, Key, Namespace, Realm},
-    registry::Registry,
+    name::{Dir, Group, Key, Namespace, Queue, Realm, Topic},
+    registry::{Registry, Store},
     url::{self, Url},
 };
 #[cfg(feature = "embedded")]
@@ -82,6 +84,31 @@ pub async fn open(url: &str) -> Result<KvHandle> {
 /// # Cancel safety
 /// As [`open`].
 pub async fn open_in(url: &str, env: Env) -> Result<KvHandle> {
+    Ok(open_store_in(url, env).await?.kv().clone())
+}
+
+/// Opens the engine that a URL names, with every contract that it implements: Kv, streams, queues.
+///
+/// # Errors
+/// As [`open`].
+///
+/// # Cancel safety
+/// As [`open`].
+pub async fn open_store(url: &str) -> Result<Store> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Err(Error::invalid("coact::open_store must run inside a tokio runtime: use #[tokio::main]"));
+    }
+    open_store_in(url, Env::real()).await
+}
+
+/// As [`open_store`], in an environment of another making: the simulator's.
+///
+/// # Errors
+/// As [`open`].
+///
+/// # Cancel safety
+/// As [`open`].
+pub async fn open_store_in(url: &str, env: Env) -> Result<Store> {
     registry().open(Url::parse(url)?, env).await
 }
 

@@ -193,7 +193,7 @@ async fn the_client_is_told_by_options_of_the_url() {
     let open = async |options: String| {
         let url = format!("coact://{at}/shop?timeout=10s&token={}&{options}", token.expose());
         let registry = Registry::default().with(coact_engine_etcd::driver());
-        registry.open(url.parse().expect("a URL"), Env::real()).await
+        registry.open(url.parse().expect("a URL"), Env::real()).await.map(|store| store.kv().clone())
     };
     let whole = format!("tls=true&ca={ca}&cert={cert}&key={key}&server_name=localhost");
     let kv = open(whole.clone()).await.expect("everything fits");

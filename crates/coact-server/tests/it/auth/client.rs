@@ -15,7 +15,9 @@ use crate::bed::within;
 
 async fn open(guarded: &Guarded, token: &str) -> Result<KvHandle> {
     let url = format!("coact://{}/shop?token={token}", guarded.node.address());
-    Registry::default().with(coact_engine_etcd::driver()).open(url.parse().expect("a URL"), Env::real()).await
+    let store =
+        Registry::default().with(coact_engine_etcd::driver()).open(url.parse().expect("a URL"), Env::real()).await?;
+    Ok(store.kv().clone())
 }
 
 fn key(text: &str) -> Key {
