@@ -110,8 +110,11 @@ async fn step(
         Err(_) => one_by_one(env, bodies, due, damaged).await,
     };
     let twice = env.planted(PlantedBug::FireDelayTwice);
-    ask_through(requests, move |work| Ok(hand_over(work, records, twice))).await?;
-    Ok(true)
+    ask_through(requests, move |work| {
+        hand_over(work, records, twice);
+        Ok(true)
+    })
+    .await
 }
 
 /// What is damaged is found, and set aside.

@@ -277,8 +277,8 @@ impl QueueStore for EmbeddedQueues {
     async fn pause(&self, queue: &Queue, paused: bool) -> Result<()> {
         self.ask(queue, 0, move |work, id| {
             let queue = state_of(work.messages, id)?;
-            let (name, spec) = (queue.name.clone(), queue.spec.clone());
-            let (max_attempts, keep_dead_ms) = (spec.max_attempts, spec.keep_dead_ms);
+            let name = queue.name.clone();
+            let (max_attempts, keep_dead_ms) = (queue.spec.max_attempts, queue.spec.keep_dead_ms);
             work.write(MessageChange::QueuePut { id, name, max_attempts, keep_dead_ms, paused });
             Ok(())
         })

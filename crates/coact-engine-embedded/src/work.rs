@@ -20,7 +20,10 @@ use crate::{
 pub(crate) struct Task(Box<dyn FnOnce(&mut Work<'_>) + Send>);
 
 /// An answer that waits for its batch: told whether the batch is durable.
-pub(crate) struct Late(Box<dyn FnOnce(Result<(), &FlatError>) + Send>);
+pub(crate) struct Late(Box<dyn FnOnce(Durable<'_>) + Send>);
+
+/// Whether a batch is durable; otherwise why the engine stopped.
+pub(crate) type Durable<'a> = Result<(), &'a FlatError>;
 
 /// What a piece of work has before it.
 pub(crate) struct Work<'a> {
@@ -53,11 +56,11 @@ impl fmt::Debug for Task {
 }
 
 impl Late {
-    pub(crate) fn new(answer: impl FnOnce(Result<(), &FlatError>) + Send + 'static) -> Self {
+    pub(crate) fn new(answer: impl FnOnce(Durable<'_>) + Send + 'static) -> Self {
         Self(Box::new(answer))
     }
 
-    pub(crate) fn send(self, durable: Result<(), &FlatError>) {
+    pub(crate) fn send(self, durable: Durable<'_>) {
         (self.0)(durable);
     }
 }

@@ -65,7 +65,7 @@ impl Captured {
         let queues = messages.queues.iter().map(|(id, queue)| CapturedQueue {
             id: *id,
             name: queue.name.clone(),
-            spec: queue.spec.clone(),
+            spec: queue.spec,
             numbers: [queue.next_job, queue.next_token, queue.done, queue.claims],
             jobs: queue.jobs().clone(),
         });
