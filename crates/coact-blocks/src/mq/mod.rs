@@ -1,0 +1,8 @@
+//! Message queues over streams: producers, consumer groups, order by key through failures, and how far behind who is.
+
+mod identity;
+mod partition;
+mod producer;
+
+pub use partition::partition_of;
+pub use producer::{NAME_NEEDS, NEEDS, Placed, Producer, ProducerOptions, Receipt, Transaction};
