@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result,
     contract::{
@@ -44,10 +43,12 @@ struct Shared {
 #[derive(Default)]
 struct State {
     topics: BTreeMap<Topic, TopicState>,
-    groups: BTreeMap<Group, (u64, BTreeMap<(Topic, u32), GroupOffset>)>,
+    groups: BTreeMap<Group, (u64, Offsets)>,
     jobs: Vec<(Queue, NewJob)>,
     delays: u64,
 }
+
+type Offsets = BTreeMap<(Topic, u32), GroupOffset>;
 
 struct TopicState {
     info: TopicInfo,
@@ -256,7 +257,9 @@ impl State {
         }
         if let Some(offsets) = commit.offsets {
             let group = self.groups.entry(offsets.group).or_default();
-            group.1.extend(offsets.offsets.into_iter().map(|offset| ((offset.topic.clone(), offset.partition), offset)));
+            group
+                .1
+                .extend(offsets.offsets.into_iter().map(|offset| ((offset.topic.clone(), offset.partition), offset)));
         }
         for job in commit.jobs {
             self.jobs.push(job);
@@ -620,9 +623,4 @@ pub(crate) fn topic(name: &str) -> Topic {
 
 pub(crate) fn group(name: &str) -> Group {
     Group::new(name).expect("a group")
-}
-
-/// Text of a value.
-pub(crate) fn text(value: &Bytes) -> String {
-    String::from_utf8_lossy(value).into_owned()
 }
