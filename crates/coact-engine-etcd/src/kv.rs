@@ -25,6 +25,7 @@ use crate::{
     credentials::Wire,
     errors::{Access, closed, malformed},
     lease::{Renewals, granted, seconds},
+    messages::durability,
     watch::{Range, Watches},
     wire::{
         etcdserverpb::{
@@ -114,15 +115,7 @@ fn check_version(connections: &Connections, version: &str) -> Result<()> {
 fn reported_durability(metadata: &MetadataMap) -> Result<Option<Durability>> {
     let Some(value) = metadata.get("coact-durability") else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
-    let durability = match text.split_once(':') {
-        None if text == "quorum" => Some(Durability::Quorum),
-        None if text == "sync" => Some(Durability::Sync),
-        None if text == "os" => Some(Durability::Os),
-        None if text == "memory" => Some(Durability::Memory),
-        Some(("interval", ms)) => ms.parse().ok().map(|ms| Durability::Interval(Duration::from_millis(ms))),
-        _ => None,
-    };
-    durability.map(Some).ok_or_else(|| {
+    durability(text).map(Some).ok_or_else(|| {
         Error::new(
             ErrorKind::Unsupported,
             format!("the node declares durability {text:?}, which this client does not know: use a newer client"),

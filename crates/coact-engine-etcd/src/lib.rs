@@ -28,6 +28,7 @@ mod errors;
 mod http;
 mod kv;
 mod lease;
+pub mod messages;
 mod watch;
 pub mod wire;
 
