@@ -10,17 +10,15 @@ use coact_core::{
         Check, Entry, Feed, Found, KvHandle, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision, Scope, Txn,
         TxnOutcome, Write,
     },
-    env::Env,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
+        Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp,
+        WatchFrom,
     },
     name::{Dir, Key, Namespace, Realm},
-    url::Url,
 };
 use tonic::metadata::MetadataMap;
 
 use crate::{
-    config::Config,
     connection::{ANSWER_BYTES_MAX, Connections},
     credentials::Wire,
     errors::{Access, closed, malformed},
@@ -52,11 +50,8 @@ const EAGER_TRIES: u32 = 4;
 /// The longest pause of an increment that keeps failing.
 const INCREMENT_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-pub(crate) async fn open(url: Url, env: Env) -> Result<KvHandle> {
-    let config = Config::from_url(&url)?;
-    let accepted = url.accepted()?;
-    let connections = Arc::new(Connections::new(config, env.clone())?);
-    connections.log_in().await?;
+pub(crate) async fn open(connections: Arc<Connections>, accepted: Accepted) -> Result<KvHandle> {
+    let env = connections.env.clone();
     let guarantees = probe(&connections).await?;
     let store = EtcdKv {
         guarantees,
