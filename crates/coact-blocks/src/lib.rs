@@ -7,6 +7,7 @@ mod backoff;
 pub mod directory;
 pub mod id;
 pub mod lock;
+pub mod mq;
 mod session;
 
 pub use session::{Session, SessionOptions};

@@ -101,7 +101,7 @@ impl Model {
         self.0.changed.send_modify(|changes| *changes += 1);
     }
 
-    fn txn(&self, txn: &Txn) -> Result<TxnOutcome> {
+    pub(crate) fn txn(&self, txn: &Txn) -> Result<TxnOutcome> {
         let outcome = self.lock().txn(txn);
         self.announce();
         outcome
