@@ -36,13 +36,16 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Sessions {
     connections: Arc<Connections>,
+    /// Which of the connections carries the session.
+    slot: usize,
     current: tokio::sync::Mutex<Option<Arc<Session>>>,
     is_closed: AtomicBool,
 }
 
 impl Sessions {
     pub(super) fn new(connections: Arc<Connections>) -> Self {
-        Self { connections, current: tokio::sync::Mutex::default(), is_closed: AtomicBool::new(false) }
+        let slot = connections.slot();
+        Self { connections, slot, current: tokio::sync::Mutex::default(), is_closed: AtomicBool::new(false) }
     }
 
     pub(super) fn namespace(&self) -> String {
@@ -133,7 +136,7 @@ impl Sessions {
         if let Some(session) = current.as_ref().filter(|session| !session.has_ended()) {
             return Ok(session.clone());
         }
-        let line = self.connections.line().map_err(Failure::told)?;
+        let line = self.connections.line_in(self.slot).map_err(Failure::told)?;
         let opened = Session::open(&self.connections, line.clone()).await;
         let session = opened.map_err(|status| {
             let failure = Failure::of(&status, &self.connections.peer(&line), Access::Read);

@@ -11,7 +11,7 @@ use coact_core::{
         commit::Commit,
         kv::{Check, LeaseId, Read as KvRead, Txn},
         queue::{Claim, QueueHandle},
-        stream::{Append, Read, StreamHandle},
+        stream::{Append, Offset, Read, StreamHandle},
     },
     error::Effect,
     name::{Dir, Key, Namespace, Queue, Topic},
@@ -24,6 +24,7 @@ use coact_engine_etcd::{
         EnqueueResponse, ReadRequest, ReadResponse, SettleRequest, SettleResponse, Settled,
     },
 };
+use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use super::{Node, access};
@@ -33,17 +34,19 @@ use crate::auth::{Block, Caller, Keys, Verb};
 pub(super) const READ_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// Where one caller is served.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Desk {
     pub(super) node: Node,
     caller: Caller,
+    /// What was asked for last: a session asks for the same namespace again and again.
+    last: Mutex<Option<(String, Store)>>,
 }
 
 impl Desk {
     /// Splits a request into who asks and what.
     pub(super) fn open<T>(node: &Node, request: Request<T>) -> Result<(Self, T), Status> {
         let caller = access::caller(&request)?;
-        Ok((Self { node: node.clone(), caller }, request.into_inner()))
+        Ok((Self { node: node.clone(), caller, last: Mutex::default() }, request.into_inner()))
     }
 
     pub(super) async fn append(&self, request: AppendRequest) -> Result<Appended> {
@@ -58,7 +61,7 @@ impl Desk {
         let read = Read {
             topic,
             partition: request.partition,
-            from: coact_core::contract::stream::Offset(request.from),
+            from: Offset(request.from),
             max_bytes: request.max_bytes.min(READ_BYTES_MAX) as usize,
             wait,
         };
@@ -134,7 +137,13 @@ impl Desk {
     }
 
     pub(super) fn store(&self, namespace: &str) -> Result<Store> {
-        Ok(self.node.store(Namespace::new(namespace)?))
+        let mut last = self.last.lock();
+        if let Some((_, store)) = last.as_ref().filter(|(of, _)| of == namespace) {
+            return Ok(store.clone());
+        }
+        let store = self.node.store(Namespace::new(namespace)?);
+        *last = Some((namespace.to_owned(), store.clone()));
+        Ok(store)
     }
 
     /// Whether one name may be used so.

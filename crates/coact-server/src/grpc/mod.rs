@@ -101,7 +101,7 @@ impl Node {
     /// The contracts as the engine has them in one namespace.
     pub(crate) fn store(&self, namespace: Namespace) -> Store {
         // Whoever asks has said what it accepts to its own handle.
-        Store::from(self.engine.kv(namespace, Accepted::default()))
+        self.engine.store(namespace, Accepted::default())
     }
 
     pub(crate) fn auth(&self) -> &Auth {

@@ -4,7 +4,7 @@
 //! sending answers. A client that does not read its answers stops only itself, and one that goes away leaves nothing
 //! behind but what it had already asked the engine for.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use coact_core::{Error, ErrorKind, Result, Retry};
 use coact_engine_etcd::{
@@ -23,18 +23,20 @@ use super::{
     desk::{Desk, shown},
     errors::STOPPED,
 };
+use crate::lifecycle::Signal;
 
 /// How many bytes of requests run at once, but for one request that is larger. Then no more are read for a while.
 const BYTES_UNDER_WAY: usize = 32 * 1024 * 1024;
 /// What a client is told to rest that has too many requests under way.
-const CROWDED_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
+const CROWDED_PAUSE: Duration = Duration::from_millis(100);
 
 pub(super) fn serve(
     desk: Desk,
     requests: Streaming<SessionRequest>,
 ) -> BoxStream<'static, Result<SessionResponse, Status>> {
     let session = Session {
-        desk,
+        signal: desk.node.signal(),
+        desk: Arc::new(desk),
         requests: Some(requests),
         running: FuturesUnordered::new(),
         under_way: HashMap::new(),
@@ -46,7 +48,8 @@ pub(super) fn serve(
 }
 
 struct Session {
-    desk: Desk,
+    desk: Arc<Desk>,
+    signal: Signal,
     /// `None` once nothing more is read.
     requests: Option<Streaming<SessionRequest>>,
     running: FuturesUnordered<BoxFuture<'static, Ran>>,
@@ -88,11 +91,10 @@ impl Session {
 
     /// Does the next thing that there is to do.
     async fn advance(&mut self) -> Result<Option<SessionResponse>, Status> {
-        let mut signal = self.desk.node.signal();
         let reads = self.requests.is_some() && self.bytes < BYTES_UNDER_WAY;
         tokio::select! {
             // What waits ends by itself then, and what runs is answered.
-            () = signal.draining(), if !self.stopping => {
+            () = self.signal.draining(), if !self.stopping => {
                 self.stopping = true;
                 self.requests = None;
             }
@@ -139,7 +141,7 @@ impl Session {
     }
 }
 
-async fn run(desk: Desk, request: SessionRequest) -> session_response::Response {
+async fn run(desk: Arc<Desk>, request: SessionRequest) -> session_response::Response {
     use session_request::Request;
     use session_response::Response;
     let answer = async {
