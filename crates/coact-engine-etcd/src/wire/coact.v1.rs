@@ -2099,7 +2099,7 @@ pub mod kv_found {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SessionRequest {
-    /// Chosen by the client; not that of a request that is under way.
+    /// Chosen by the client, never twice in a session.
     #[prost(uint64, tag = "1")]
     pub id: u64,
     #[prost(oneof = "session_request::Request", tags = "2, 3, 4, 5, 6, 7, 8")]
@@ -2121,7 +2121,8 @@ pub mod session_request {
         Claim(super::ClaimRequest),
         #[prost(message, tag = "7")]
         Settle(super::SettleRequest),
-        /// Nobody waits any more for the answer to the request of this id: a read or a claim that waits ends. Not answered.
+        /// Nobody waits any more for the answer to the request of this id: a read or a claim ends, and has no answer. Has none
+        /// itself.
         #[prost(message, tag = "8")]
         Forget(super::Done),
     }

@@ -117,8 +117,10 @@ impl Session {
     fn take(&mut self, request: SessionRequest) -> Result<Option<SessionResponse>, Status> {
         let (id, bytes) = (request.id, request.encoded_len());
         if let Some(session_request::Request::Forget(_)) = request.request {
+            // What does not wait goes on, and is answered though nobody listens.
             if let Some(Some(wait)) = self.under_way.get(&id) {
                 wait.abort();
+                self.under_way.remove(&id);
             }
             return Ok(None);
         }

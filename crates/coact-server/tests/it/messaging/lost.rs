@@ -2,93 +2,105 @@
 
 use std::time::Duration;
 
-use coact_core::{ErrorKind, contract::queue::QueueSpec, error::Effect};
+use coact_core::{
+    ErrorKind,
+    contract::{commit::Commit, queue::QueueSpec},
+    error::Effect,
+    registry::Store,
+};
 use coact_server::Server;
 use coact_testkit::fault::{Direction, Proxy};
 
 use super::{append, claim, job, open, queue, queues, read, refused, stamped, streams, topic, values};
 use crate::bed::{self, PATIENCE, eventually, within};
 
-/// A node, a proxy before it, and a store through the proxy whose session is open.
-async fn scene() -> (Server, Proxy, coact_core::registry::Store) {
-    let node = bed::node().await;
-    let proxy = Proxy::start(node.address()).await.expect("a proxy");
-    // So long that only what is wrong takes it.
-    let store = open(proxy.address(), "?timeout=60s").await.expect("the node answers");
-    (node, proxy, store)
+/// A node, and a way to it that can lose what is on it.
+struct Scene {
+    node: Server,
+    /// What the first connections pass.
+    inner: Proxy,
+    /// Where the client connects.
+    outer: Proxy,
+    store: Store,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        let node = bed::node().await;
+        let inner = Proxy::start(node.address()).await.expect("a proxy");
+        let outer = Proxy::start(inner.address()).await.expect("a proxy");
+        // So long that only what is wrong takes it.
+        let store = open(outer.address(), "?timeout=60s").await.expect("the node answers");
+        Self { node, inner, outer, store }
+    }
+
+    /// Ends every connection with all that is on it. The next ones reach the node.
+    fn lose(&self) {
+        self.outer.redirect(self.node.address());
+        self.inner.cut();
+    }
 }
 
 /// The answer is lost after the node has done it. With a stamp it is asked again, and done once; without one, the
 /// caller is told that it may have happened.
 #[tokio::test]
 async fn an_append_whose_answer_is_lost() {
-    let (node, proxy, store) = scene().await;
-    let direct = streams(&node, 1).await;
-    let through = store.streams().expect("it has streams");
-    through.append(append(&["opens the session"])).await.expect("an append");
-    for (index, stamp) in [true, false].into_iter().enumerate() {
-        proxy.hold(Direction::Down);
-        let request = if stamp { stamped(&["x"], 0) } else { append(&["y"]) };
-        let lost = through.append(request);
+    for has_stamp in [true, false] {
+        let scene = Scene::start().await;
+        let direct = streams(&scene.node, 1).await;
+        let through = scene.store.streams().expect("it has streams");
+        through.append(append(&["opens the session"])).await.expect("an append");
+        scene.inner.hold(Direction::Down);
+        let lost = through.append(if has_stamp { stamped(&["x"], 0) } else { append(&["x"]) });
         let breaks = async {
-            eventually("the node has it", async || {
-                direct.bounds(&topic(), 0).await.expect("bounds").end.0 == index as u64 + 2
-            })
-            .await;
-            proxy.cut();
-            proxy.mend();
+            eventually("the node has it", async || direct.bounds(&topic(), 0).await.expect("bounds").end.0 == 2).await;
+            scene.lose();
         };
         let (answer, ()) = within("both", async { tokio::join!(lost, breaks) }).await;
-        if stamp {
+        if has_stamp {
             let appended = answer.expect("asked again");
             assert!(appended.duplicate && appended.first.0 == 1, "{appended:?}");
         } else {
             let error = refused("it is lost", answer, ErrorKind::Unavailable);
             assert_eq!(error.effect(), Effect::Unknown);
         }
+        through.append(append(&["y"])).await.expect("a new session");
+        assert_eq!(values(&direct, 0).await, ["opens the session", "x", "y"], "each once");
     }
-    assert_eq!(values(&direct, 0).await, ["opens the session", "x", "y"], "each once");
-    through.append(append(&["z"])).await.expect("a new session");
 }
 
 /// A read goes on over the next connection, as if nothing had been.
 #[tokio::test]
 async fn a_read_that_waits_survives_its_connection() {
-    let (node, proxy, store) = scene().await;
-    let direct = streams(&node, 1).await;
-    let through = store.streams().expect("it has streams");
-    let waiting = through.read(read(0, PATIENCE));
+    let scene = Scene::start().await;
+    let direct = streams(&scene.node, 1).await;
+    let through = scene.store.streams().expect("it has streams");
     let breaks = async {
-        let before = proxy.traffic().connections;
-        // It waits at the node once nothing more is said; that it was asked is what must be known.
-        eventually("it was asked", async || {
-            through.bounds(&topic(), 0).await.is_ok() && proxy.traffic().bytes_down > 0
-        })
-        .await;
-        proxy.cut();
-        proxy.mend();
-        eventually("it came back", async || proxy.traffic().connections > before).await;
+        let before = scene.outer.traffic().connections;
+        // Of the same session, so the read has arrived.
+        through.commit(Commit::default()).await.map(drop).expect("a commit");
+        scene.lose();
+        eventually("it came back", async || scene.outer.traffic().connections > before).await;
         direct.append(append(&["a"])).await.expect("an append");
     };
-    let (fetched, ()) = within("both", async { tokio::join!(waiting, breaks) }).await;
+    let (fetched, ()) = within("both", async { tokio::join!(through.read(read(0, PATIENCE)), breaks) }).await;
     assert_eq!(fetched.expect("a read").batches.len(), 1);
 }
 
 /// What takes jobs is not asked twice: the first time may have taken some.
 #[tokio::test]
 async fn a_claim_whose_answer_is_lost_may_have_happened() {
-    let (node, proxy, store) = scene().await;
-    let direct = queues(&node).await;
-    let through = store.queues().expect("it has queues");
+    let scene = Scene::start().await;
+    let direct = queues(&scene.node).await;
+    let through = scene.store.queues().expect("it has queues");
     assert!(!through.put_queue(&queue(), &QueueSpec::default()).await.expect("it is there"));
     assert!(through.claim(claim(Duration::ZERO)).await.expect("opens the session").is_empty());
     direct.enqueue(&queue(), vec![job("a")]).await.expect("a job");
-    proxy.hold(Direction::Down);
+    scene.inner.hold(Direction::Down);
     let lost = through.claim(claim(Duration::ZERO));
     let breaks = async {
         eventually("the node gave it away", async || direct.stats(&queue()).await.expect("numbers").claimed == 1).await;
-        proxy.cut();
-        proxy.mend();
+        scene.lose();
     };
     let (answer, ()) = within("both", async { tokio::join!(lost, breaks) }).await;
     assert_eq!(refused("it is lost", answer, ErrorKind::Unavailable).effect(), Effect::Unknown);

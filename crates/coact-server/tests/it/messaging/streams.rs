@@ -170,6 +170,7 @@ async fn a_commit_does_everything_or_nothing() {
     let claimed = one_claimed(queues).await;
     let lease = kv.lease_grant(Duration::from_secs(600)).await.expect("a lease").id;
     let (one, two) = (key("config/one"), key("config/two"));
+    let later = Env::real().wall_ms() + 3_600_000;
     let commit = |receipt| Commit {
         kv: Some((
             Realm::default(),
@@ -187,12 +188,7 @@ async fn a_commit_does_everything_or_nothing() {
             },
         )),
         appends: vec![append(&["a", "b"])],
-        delayed: vec![Delayed {
-            topic: topic(),
-            partition: 0,
-            record: Record::new("late"),
-            due_ms: u64::MAX / 4_000_000,
-        }],
+        delayed: vec![Delayed { topic: topic(), partition: 0, record: Record::new("late"), due_ms: later }],
         offsets: Some(committed(1, 2)),
         jobs: vec![(queue(), job("more"))],
         settle: vec![(queue(), Settle { receipt, verdict: Verdict::Ack })],
