@@ -44,8 +44,11 @@ struct Call {
     needs: &'static [&'static str],
     /// Whether it is about all resources of the namespace.
     about_all: bool,
-    send: Box<dyn Fn(Clients, String, &'static str) -> BoxFuture<'static, Result<(), Status>>>,
+    send: Box<Send>,
 }
+
+/// Sends it with a token, about a namespace.
+type Send = dyn Fn(Clients, String, &'static str) -> BoxFuture<'static, Result<(), Status>>;
 
 type Clients = (StreamsClient<Channel>, QueuesClient<Channel>);
 
