@@ -95,7 +95,13 @@ impl Sessions {
                     let waits = patient.saturating_duration_since(env.now());
                     let left = deadline.saturating_duration_since(env.now());
                     match env.timeout(left, session.ask(request(to_ms(waits)))).await {
-                        Some(Ok(Response::Failure(failure))) => Failure::told(failure.into()),
+                        Some(Ok(Response::Failure(failure))) => {
+                            let failure = Failure::told(failure.into());
+                            if failure.elsewhere {
+                                self.retire(&session).await;
+                            }
+                            failure
+                        }
                         Some(Ok(response)) => return Ok(response),
                         Some(Err(lost)) => {
                             self.retire(&session).await;

@@ -9,7 +9,7 @@ use coact_core::{
         commit::Commit,
         kv::{Check, LeaseId, Read as KvRead, Txn, Write},
         queue::{JobId, Receipt, Settle, Token, Verdict},
-        stream::{GroupOffset, Offset, OffsetCommit},
+        stream::{Append, GroupOffset, Offset, OffsetCommit, TopicSpec as CoreSpec},
     },
     name::{Dir, Key, Realm},
     registry::Store,
@@ -27,12 +27,13 @@ use coact_engine_etcd::{
     },
 };
 use futures::{FutureExt as _, future::BoxFuture, stream};
+use serde_json::json;
 use tonic::{Code, Request, Status, transport::Channel};
 
 use super::{append, claim, group, job, open, queue, raw::connect, read, refused, topic};
 use crate::{
     auth::{Guarded, with},
-    bed::within,
+    bed::{PATIENCE, within},
 };
 
 /// The verbs of the blocks `mq` and `queue`.
@@ -238,6 +239,27 @@ async fn a_session_allows_no_more_than_a_call() {
     ] {
         assert!(!format!("{error:?}").contains(&token[15..35]), "{error:?}");
     }
+}
+
+/// Who waits when its role changes is judged anew: by then, it may not.
+#[tokio::test]
+async fn a_read_that_waits_ends_with_the_leave_to_read() {
+    let guarded = Guarded::start().await;
+    let token = guarded.token("app", &["shop mq read,write,admin"]).await;
+    let store = open(guarded.node.address(), &format!("?token={token}")).await.expect("the node answers");
+    let streams = store.streams().expect("streams");
+    streams.create_topic(&topic(), &CoreSpec::default()).await.expect("a topic");
+    let changes = async {
+        // Of the same session, so the read has arrived.
+        streams.append(Append { partition: 1, ..append(&["a"]) }).await.expect_err("there is no such partition");
+        let permissions = json!([{ "namespace": "shop", "block": "mq", "verbs": "write", "prefix": "" }]);
+        let role = json!({ "permissions": permissions });
+        let (status, body) = guarded.ask("PUT", "/v1/auth/roles/app", &guarded.admin, &role).await;
+        assert_eq!(status, 204, "{body}");
+    };
+    let waits = within("both", async { tokio::join!(streams.read(read(0, PATIENCE)), changes) }).await;
+    refused("it may not any more", waits.0, ErrorKind::Denied);
+    streams.append(append(&["a"])).await.expect("it may still");
 }
 
 /// A commit may do to keys what its bearer may do to them anyway.
