@@ -10,6 +10,7 @@ mod lock;
 mod lock_chaos;
 mod lock_faults;
 mod model;
+mod mq_group;
 mod mq_producer;
 mod multi;
 mod pick;
