@@ -3,10 +3,18 @@
 mod consumer;
 mod group;
 mod identity;
+mod parked;
 mod partition;
 mod producer;
+mod retry;
+mod run;
 
 pub use consumer::{Consumer, ConsumerOptions, Delivery, Position, Settling, Start};
 pub use group::{GROUP_NEEDS, TopicPartition};
+pub use parked::{Parked, ParkedKey};
 pub use partition::partition_of;
 pub use producer::{NAME_NEEDS, NEEDS, Placed, Producer, ProducerOptions, Receipt, Transaction};
+pub use retry::{
+    ATTEMPTS_HEADER, ERROR_HEADER, ORIGIN_HEADER, Policy, ROUND_HEADER, dead_topic, parked_topic, retry_topic,
+};
+pub use run::{Message, RunOptions};

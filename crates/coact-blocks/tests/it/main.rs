@@ -12,6 +12,7 @@ mod lock_faults;
 mod model;
 mod mq_group;
 mod mq_producer;
+mod mq_retry;
 mod multi;
 mod pick;
 mod rate;

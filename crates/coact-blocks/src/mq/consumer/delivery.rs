@@ -62,11 +62,6 @@ impl Delivery {
         self.shared.finish(&self.place, self.era, self.record.offset)
     }
 
-    /// Whether it makes sense to begin with it.
-    pub(in crate::mq) fn is_active(&self) -> bool {
-        self.shared.is_active(&self.place, self.era)
-    }
-
     pub(in crate::mq) fn place(&self) -> &TopicPartition {
         &self.place
     }
@@ -77,6 +72,26 @@ impl Delivery {
 }
 
 impl Drop for Delivery {
+    fn drop(&mut self) {
+        self.shared.release(&self.place);
+    }
+}
+
+/// Work on a partition that holds no delivery: the partition is not given up before it ends.
+#[derive(Debug)]
+pub(in crate::mq) struct Busy {
+    shared: Arc<Shared>,
+    place: TopicPartition,
+}
+
+impl Busy {
+    pub(in crate::mq) fn new(shared: &Arc<Shared>, place: &TopicPartition) -> Self {
+        shared.claim(place);
+        Self { shared: shared.clone(), place: place.clone() }
+    }
+}
+
+impl Drop for Busy {
     fn drop(&mut self) {
         self.shared.release(&self.place);
     }

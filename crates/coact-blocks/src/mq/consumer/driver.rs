@@ -1,6 +1,7 @@
 //! The one task of a consumer that follows its group: begins with partitions, lets them go in order, and commits.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -106,8 +107,14 @@ async fn follow(shared: &Arc<Shared>, membership: &Membership) -> std::convert::
     let mut backoff = Backoff::new(&env, FIRST_PAUSE, LONGEST_PAUSE);
     let mut answered = 0;
     let mut commit_at = env.now() + shared.options.commit_interval;
+    let mut asked = BTreeSet::new();
     loop {
         attention.mark_unchanged();
+        let also = shared.also();
+        if also != asked {
+            membership.also(&also);
+            asked = also;
+        }
         let view = views.borrow_and_update().clone();
         let limit = env.timeout(REQUEST_LIMIT, reconcile(shared, &view));
         let settled = limit.await.unwrap_or_else(|| Err(Error::new(ErrorKind::Unavailable, "no answer in time")));

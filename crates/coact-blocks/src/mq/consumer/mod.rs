@@ -18,6 +18,8 @@ use coact_core::{
 use tokio::sync::watch;
 
 pub use commit::Settling;
+pub(super) use commit::{Outcome, settle};
+pub(super) use delivery::Busy;
 pub use delivery::Delivery;
 
 use super::{
@@ -36,9 +38,10 @@ use state::Shared;
 /// Dropping it leaves the group in the background and commits what was acknowledged; [`leave`](Self::leave) waits for
 /// what is in flight and reports.
 pub struct Consumer {
-    shared: Arc<Shared>,
-    session: Session,
-    realm: Realm,
+    pub(super) shared: Arc<Shared>,
+    pub(super) session: Session,
+    pub(super) realm: Realm,
+    pub(super) topics: BTreeSet<Topic>,
     incarnation: String,
     stop: watch::Sender<Stop>,
     ended: watch::Receiver<Option<Result<()>>>,
@@ -135,7 +138,7 @@ impl Consumer {
         }
         let realm = options.realm.clone();
         let rebalance_timeout = options.rebalance_timeout;
-        let join = Join { realm: realm.clone(), group: group.clone(), topics, rebalance_timeout };
+        let join = Join { realm: realm.clone(), group: group.clone(), topics: topics.clone(), rebalance_timeout };
         let membership = Membership::join(session, streams, join).await?;
         let incarnation = membership.incarnation().to_owned();
         let shared = Shared::new(streams, group, options);
@@ -143,7 +146,7 @@ impl Consumer {
         let (end, ended) = watch::channel(None);
         let driver = Driver { shared: shared.clone(), membership, stop: stopped, ended: end };
         streams.env().spawn(driver.run());
-        Ok(Self { shared, session: session.clone(), realm, incarnation, stop, ended })
+        Ok(Self { shared, session: session.clone(), realm, topics, incarnation, stop, ended })
     }
 
     /// The group.

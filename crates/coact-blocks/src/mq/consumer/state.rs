@@ -1,14 +1,14 @@
 //! What a consumer's tasks and users share: the partitions that it holds, and what of them is read, delivered and done.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
 use coact_core::{
     Error,
     contract::stream::{GroupOffset, Offset, OffsetCommit, StoredRecord, StreamHandle},
-    name::Group,
+    name::{Group, Topic},
 };
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ pub(in crate::mq) struct Shared {
     /// Something was done or given up: there may be room to read, or nothing left to wait for.
     pub(in crate::mq) settled: watch::Sender<u64>,
     /// The driver has something to look at.
-    pub(super) attention: watch::Sender<u64>,
+    pub(in crate::mq) attention: watch::Sender<u64>,
     /// One commit at a time, so that an older one never follows a newer.
     pub(in crate::mq) commits: tokio::sync::Mutex<()>,
 }
@@ -39,6 +39,8 @@ struct State {
     eras: u64,
     /// After which partition the next record is looked for.
     turn: Option<TopicPartition>,
+    /// Topics that it came to want after it had joined.
+    also: BTreeSet<Topic>,
     failure: Option<Error>,
     over: Option<Error>,
 }
@@ -90,6 +92,16 @@ impl Shared {
         })
     }
 
+    /// Wants to read these topics too.
+    pub(in crate::mq) fn want(&self, topics: impl IntoIterator<Item = Topic>) {
+        self.state.lock().also.extend(topics);
+        self.announce();
+    }
+
+    pub(super) fn also(&self) -> BTreeSet<Topic> {
+        self.state.lock().also.clone()
+    }
+
     /// The stable generation that this consumer has adopted.
     pub(in crate::mq) fn generation(&self) -> u64 {
         self.state.lock().generation
@@ -98,6 +110,13 @@ impl Shared {
     pub(super) fn adopt(&self, generation: u64) {
         self.state.lock().generation = generation;
         self.settled();
+    }
+
+    /// The partitions that deliver, each with its era.
+    pub(in crate::mq) fn eras(&self) -> Vec<(TopicPartition, u64)> {
+        let state = self.state.lock();
+        let active = state.held.iter().filter(|(_, holding)| !holding.stopping);
+        active.map(|(place, holding)| (place.clone(), holding.era)).collect()
     }
 
     pub(in crate::mq) fn held(&self) -> Vec<TopicPartition> {
@@ -127,6 +146,8 @@ impl Shared {
             committed: 0,
         };
         state.held.insert(place.clone(), holding);
+        drop(state);
+        self.attention.send_modify(|changes| *changes += 1);
         era
     }
 
@@ -240,6 +261,11 @@ impl Shared {
         failure.or_else(|| state.over.clone())
     }
 
+    /// Why there will be no more records.
+    pub(in crate::mq) fn over(&self) -> Option<Error> {
+        self.state.lock().over.clone()
+    }
+
     pub(super) fn fail(&self, error: Error) {
         self.state.lock().failure = Some(error);
         self.ready();
@@ -278,6 +304,11 @@ impl Shared {
         true
     }
 
+    /// Something is in flight.
+    pub(super) fn claim(&self, place: &TopicPartition) {
+        *self.state.lock().in_flight.entry(place.clone()).or_default() += 1;
+    }
+
     /// A delivery is gone, done or not.
     pub(super) fn release(&self, place: &TopicPartition) {
         {
@@ -306,12 +337,22 @@ impl Shared {
 
     /// What is to be committed, as if these deliveries were done; `None` if nothing has changed.
     pub(in crate::mq) fn snapshot(&self, done: &[&Delivery], only: Option<&TopicPartition>) -> Option<Snapshot> {
+        let snapshot = self.snapshot_of(done, only, false);
+        (!snapshot.changes.is_empty()).then_some(snapshot)
+    }
+
+    /// How far one partition is, changed or not: a commit of it tells whether it is still this consumer's.
+    pub(in crate::mq) fn snapshot_one(&self, done: &[&Delivery], place: &TopicPartition) -> Snapshot {
+        self.snapshot_of(done, Some(place), true)
+    }
+
+    fn snapshot_of(&self, done: &[&Delivery], only: Option<&TopicPartition>, always: bool) -> Snapshot {
         let state = self.state.lock();
         let (mut offsets, mut changes) = (Vec::new(), Vec::new());
         for (place, holding) in &state.held {
             let of_place = |delivery: &&&Delivery| delivery.place() == place && delivery.era() == holding.era;
             let done: Vec<_> = done.iter().filter(of_place).map(|delivery| delivery.record().offset).collect();
-            let dirty = holding.changes != holding.committed || !done.is_empty();
+            let dirty = always || holding.changes != holding.committed || !done.is_empty();
             if !dirty || only.is_some_and(|only| only != place) {
                 continue;
             }
@@ -328,7 +369,7 @@ impl Shared {
             changes.push((place.clone(), holding.era, holding.changes));
         }
         let commit = OffsetCommit { group: self.group.clone(), generation: state.generation, offsets };
-        (!changes.is_empty()).then_some(Snapshot { commit, changes })
+        Snapshot { commit, changes }
     }
 
     /// A snapshot was committed.
