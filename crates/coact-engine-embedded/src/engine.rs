@@ -8,28 +8,40 @@ use std::{
 
 use coact_core::{
     Error, ErrorKind, Result,
-    contract::kv::KvHandle,
+    contract::{kv::KvHandle, queue::QueueHandle, stream::StreamHandle},
     env::{Disk, Env, PlantedBug},
     guarantees::{Accepted, Durability},
     name::Namespace,
+    registry::Store,
     url::{Url, parse_duration},
 };
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 
 use crate::{
+    body::Bodies,
+    claims::Unclaimed,
     flat::{FlatError, FlatResult, KeyRange, LeaseStatus, RangeRequest, RangeResponse, TxnRequest, TxnResponse},
     frame::{BatchEncoder, decode_batch},
-    kv::EmbeddedKv,
+    handover,
+    kv::{EmbeddedKv, error},
     log::{Log, LogOptions},
+    message::{Messages, Shown},
+    queue::EmbeddedQueues,
     snapshot,
     state::State,
+    stream::EmbeddedStreams,
     watch::Watcher,
+    work::{Task, Work},
     writer::{Counters, LogHandle, Proposal, Shared, Writer},
 };
 
 /// How many requests wait for the writer before the next caller waits outside.
 const QUEUE_REQUESTS: usize = 16 * 1024;
+/// How many bytes of records and jobs may be on their way to the writer, in KiB.
+const ON_THEIR_WAY_KIB: usize = 64 * 1024;
+/// The longest sleep while something is due by the wall clock, which may be set ahead.
+const NAP: Duration = Duration::from_millis(500);
 
 /// How an engine is opened. URL, configuration file and code all make one of these.
 #[derive(Clone, Debug)]
@@ -183,6 +195,7 @@ pub struct Stats {
 pub struct Engine {
     shared: Arc<Shared>,
     requests: mpsc::Sender<Proposal>,
+    room: Arc<Semaphore>,
 }
 
 impl Engine {
@@ -202,7 +215,7 @@ impl Engine {
             None => {
                 let mut state = State::new(env.planted(PlantedBug::IgnoreCreatedCheck));
                 state.store_id = env.random();
-                (state, None)
+                Recovered { state, messages: Messages::new(Arc::new(Bodies::new(None))), log: None }
             }
             Some(dir) => {
                 let (work_env, work_config) = (env.clone(), config.clone());
@@ -212,7 +225,8 @@ impl Engine {
         Self::start(config, env, recovered)
     }
 
-    fn start(config: Config, env: Env, (state, log): (State, Option<LogHandle>)) -> Result<Self> {
+    fn start(config: Config, env: Env, recovered: Recovered) -> Result<Self> {
+        let Recovered { state, messages, log } = recovered;
         let shared = Arc::new(Shared {
             env: env.clone(),
             config,
@@ -221,10 +235,16 @@ impl Engine {
             stopped: Mutex::new(None),
             snapshot_outcome: Mutex::new(None),
             lease_added: Notify::new(),
+            next_due: Mutex::default(),
+            next_delay: Mutex::default(),
+            delay_added: Notify::new(),
+            bodies: messages.bodies.clone(),
+            shown: messages.shown.clone(),
+            unclaimed: Arc::default(),
             counters: Counters::default(),
         });
         let (requests, receiver) = mpsc::channel(QUEUE_REQUESTS);
-        let writer = Arc::new(Mutex::new(Some(Writer::new(shared.clone(), receiver, log))));
+        let writer = Arc::new(Mutex::new(Some(Writer::new(shared.clone(), receiver, messages, log))));
         let on_thread = writer.clone();
         let work = move || {
             let writer = on_thread.lock().take();
@@ -238,7 +258,18 @@ impl Engine {
             env.spawn(writer.run_as_task());
         }
         env.spawn(tick(shared.clone(), requests.downgrade()));
-        Ok(Self { shared, requests })
+        env.spawn(handover::run(shared.clone(), requests.downgrade()));
+        Ok(Self { shared, requests, room: Arc::new(Semaphore::new(ON_THEIR_WAY_KIB)) })
+    }
+
+    /// Every contract on this engine.
+    pub fn store(&self, namespace: Namespace, accepted: Accepted) -> Store {
+        let env = self.shared.env.clone();
+        let streams = EmbeddedStreams::new(self.clone(), namespace.clone());
+        let queues = EmbeddedQueues::new(self.clone(), namespace.clone());
+        Store::from(self.kv(namespace, accepted.clone()))
+            .with_streams(StreamHandle::new(streams, env.clone(), accepted.clone()))
+            .with_queues(QueueHandle::new(queues, env, accepted))
     }
 
     /// The Kv contract on this engine.
@@ -444,6 +475,50 @@ impl Engine {
         }
     }
 
+    /// The engine's URL.
+    pub(crate) fn describe(&self) -> String {
+        match &self.config().dir {
+            None => "memory:".to_owned(),
+            Some(dir) => format!("embedded://{}", dir.display()),
+        }
+    }
+
+    pub(crate) fn bodies(&self) -> &Arc<Bodies> {
+        &self.shared.bodies
+    }
+
+    pub(crate) fn shown(&self) -> &Shown {
+        &self.shared.shown
+    }
+
+    pub(crate) fn unclaimed(&self) -> Arc<Unclaimed> {
+        self.shared.unclaimed.clone()
+    }
+
+    /// Has the writer do a piece of work that carries about so many bytes, and waits until it is as durable as
+    /// configured.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        ask: impl FnOnce(&mut Work<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let kib = (bytes / 1024).min(ON_THEIR_WAY_KIB) as u32;
+        // Never closed.
+        let _share = self.room.acquire_many(kib).await;
+        let (to, answer) = oneshot::channel();
+        self.submit(Task::new(move |work| {
+            let result = ask(work);
+            work.answer(to, result);
+        }))
+        .await?;
+        answer.await.unwrap_or_else(|_| Err(error(self.why_stopped())))
+    }
+
+    /// Has the writer do a piece of work, which answers for itself.
+    pub(crate) async fn submit(&self, task: Task) -> Result<()> {
+        self.requests.send(Proposal::Work(task)).await.map_err(|_| error(self.why_stopped()))
+    }
+
     async fn propose<T>(&self, make: impl FnOnce(oneshot::Sender<FlatResult<T>>) -> Proposal) -> FlatResult<T> {
         let (to, answer) = oneshot::channel();
         if self.requests.send(make(to)).await.is_err() {
@@ -452,9 +527,26 @@ impl Engine {
         answer.await.unwrap_or_else(|_| Err(FlatError::Poisoned("the writer ended without an answer".to_owned())))
     }
 
-    fn why_stopped(&self) -> FlatError {
+    pub(crate) fn why_stopped(&self) -> FlatError {
         self.shared.stopped.lock().clone().unwrap_or(FlatError::Closed)
     }
+}
+
+/// As [`Engine::ask`], for tasks that must not keep the engine open.
+pub(crate) async fn ask_through<T: Send + 'static>(
+    requests: &mpsc::WeakSender<Proposal>,
+    ask: impl FnOnce(&mut Work<'_>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let closed = || error(FlatError::Closed);
+    let (to, answer) = oneshot::channel();
+    let task = Task::new(move |work| {
+        let result = ask(work);
+        work.answer(to, result);
+    });
+    let sender = requests.upgrade().ok_or_else(closed)?;
+    sender.send(Proposal::Work(task)).await.map_err(|_| closed())?;
+    drop(sender);
+    answer.await.unwrap_or_else(|_| Err(closed()))
 }
 
 /// Tells the writer when a lease may have ended, or an interval's sync is due.
@@ -466,7 +558,14 @@ async fn tick(shared: Arc<Shared>, requests: mpsc::WeakSender<Proposal>) {
     loop {
         let now = shared.env.now();
         let due = shared.state.read().leases.next_due();
-        let wake = [due, interval.map(|interval| now + interval)].into_iter().flatten().min();
+        let (wall, deadline) = *shared.next_due.lock();
+        let by_wall = wall.map(|at_ms| {
+            let left = Duration::from_millis(at_ms.saturating_sub(shared.env.wall_ms()));
+            // What should have been done already is not asked for again and again.
+            now + if left.is_zero() { Duration::from_millis(if at_ms == 0 { 500 } else { 1 }) } else { left.min(NAP) }
+        });
+        let lost = (!shared.unclaimed.is_empty()).then_some(now);
+        let wake = [due, interval.map(|interval| now + interval), by_wall, deadline, lost].into_iter().flatten().min();
         let sleep = shared.env.sleep_until(wake.unwrap_or(now + Duration::from_secs(3600)));
         tokio::select! {
             biased;
@@ -499,7 +598,15 @@ async fn off_runtime<T: Send + 'static>(env: &Env, work: impl FnOnce() -> Result
     answer.await.unwrap_or_else(|_| Err(Error::new(ErrorKind::Internal, "opening the engine ended without an answer")))
 }
 
-fn recover(env: &Env, config: &Config, dir: PathBuf) -> Result<(State, Option<LogHandle>)> {
+/// What an engine begins with.
+struct Recovered {
+    state: State,
+    messages: Messages,
+    /// None for `memory:`.
+    log: Option<LogHandle>,
+}
+
+fn recover(env: &Env, config: &Config, dir: PathBuf) -> Result<Recovered> {
     let disk = env.disk();
     create_dir(&*disk, &dir).map_err(|error| cannot_open(&dir, error))?;
     let lock = disk.lock(&dir.join("LOCK")).map_err(|error| {
@@ -516,32 +623,41 @@ fn recover(env: &Env, config: &Config, dir: PathBuf) -> Result<(State, Option<Lo
     })?;
     let now = env.now();
     let mut state = State::new(env.planted(PlantedBug::IgnoreCreatedCheck));
-    let snapshot = snapshot::load(env, &dir, &mut state, now)?;
+    // Bodies cannot be read before the log is open, and need not be.
+    let mut messages = Messages::new(Arc::new(Bodies::new(None)));
+    let snapshot = snapshot::load(env, &dir, &mut state, &mut messages, now)?;
     let options = LogOptions { segment_bytes: config.segment_bytes };
-    let mut log = Log::open(env, &dir, options, snapshot, &mut |sequence, batch| {
-        for frame in decode_batch(sequence, batch)? {
-            state.replay(frame, now).map_err(|why| {
-                Error::new(ErrorKind::Corrupt, format!("batch {sequence} of the log has a valid checksum but {why}"))
-            })?;
-        }
-        Ok(())
-    })?;
+    let mut log =
+        Log::open(env, &dir, options, snapshot.sequence, &snapshot.named, &mut |sequence, address, batch| {
+            for frame in decode_batch(sequence, address, batch)? {
+                state.replay(frame, &mut messages, now).map_err(|why| {
+                    Error::new(
+                        ErrorKind::Corrupt,
+                        format!("batch {sequence} of the log has a valid checksum but {why}"),
+                    )
+                })?;
+            }
+            Ok(())
+        })?;
+    messages.publish();
+    messages.bodies = Arc::new(Bodies::new(Some(log.reader())));
     state.leases.renew_all(now);
     if log.last_sequence() == 0 {
         create_store(env, &mut state, &mut log)?;
     }
-    let bytes_since_snapshot = log.bytes_after(snapshot);
+    let bytes_since_snapshot = log.bytes_after(snapshot.sequence);
     let handle = LogHandle {
         log,
         dir,
         last_sync: now,
         unsynced: false,
         snapshot_bytes: config.snapshot_bytes,
+        snapshot_due: config.snapshot_bytes,
         bytes_since_snapshot,
         snapshotting: false,
         _lock: lock,
     };
-    Ok((state, Some(handle)))
+    Ok(Recovered { state, messages, log: Some(handle) })
 }
 
 /// Creates the directory and its parents, durably: a power cut must not take the directory along with what was

@@ -14,10 +14,17 @@
 //!   0x13 compact         revision
 //!   0x20 lease granted   id, ttl ms
 //!   0x21 lease ended     id
+//!   0x30 and on          streams and queues: see `message::change`
 //! ```
+//! The head of a frame has a fixed size: its varints are padded, so that the changes are written where they stay.
 
 use bytes::{Buf, Bytes};
 use coact_core::{Error, ErrorKind, Result};
+
+use crate::{
+    body::Place,
+    message::{MessageChange, decode_body, encode_body},
+};
 
 /// One change of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +35,7 @@ pub(crate) enum Change {
     Compact { revision: u64 },
     LeaseGranted { id: i64, ttl_ms: u64 },
     LeaseEnded { id: i64 },
+    Message { change: MessageChange, body: Place },
 }
 
 /// A decoded frame.
@@ -38,11 +46,20 @@ pub(crate) struct Frame {
     pub(crate) changes: Vec<Change>,
 }
 
-/// Builds the payload of one batch, frame by frame, without copying a value more than once.
+/// Bytes of a frame's length, of its time, and of its revision.
+const HEAD: [usize; 3] = [4, 7, 9];
+const HEAD_BYTES: usize = HEAD[0] + HEAD[1] + HEAD[2];
+
+/// Builds the payload of one batch, frame by frame; nothing is copied more than once.
 #[derive(Debug, Default)]
 pub(crate) struct BatchEncoder {
     batch: Vec<u8>,
-    frame: Vec<u8>,
+    /// Where the frame begins that is being written.
+    frame: Option<usize>,
+    /// The address of the batch's first byte.
+    address: u64,
+    /// How many of its bytes are bodies, which a recovery only passes over.
+    bodies: u64,
 }
 
 impl BatchEncoder {
@@ -50,62 +67,101 @@ impl BatchEncoder {
         &self.batch
     }
 
-    pub(crate) fn clear(&mut self) {
+    /// Begins the next batch, whose first byte has this address.
+    pub(crate) fn clear(&mut self, address: u64) {
         self.batch.clear();
+        self.address = address;
+        self.bodies = 0;
+    }
+
+    /// About how much a recovery has to do with the batch, in bytes.
+    pub(crate) fn weight(&self) -> u64 {
+        self.batch.len() as u64 - self.bodies + self.bodies / 8
+    }
+
+    /// The address after the last byte so far.
+    pub(crate) fn end(&self) -> u64 {
+        self.address + self.batch.len() as u64
+    }
+
+    /// Where the changes of the frame go.
+    fn frame(&mut self) -> &mut Vec<u8> {
+        if self.frame.is_none() {
+            self.frame = Some(self.batch.len());
+            self.batch.extend_from_slice(&[0; HEAD_BYTES]);
+        }
+        &mut self.batch
+    }
+
+    /// Writes a change of a stream or a queue, and returns where its body is.
+    pub(crate) fn message(&mut self, change: &MessageChange, body: &[u8]) -> Place {
+        let address = self.address;
+        let frame = self.frame();
+        change.encode(frame);
+        if !change.has_body() {
+            return Place::default();
+        }
+        let at = encode_body(frame, body);
+        self.bodies += body.len() as u64;
+        Place { address: address + at as u64, length: body.len() as u32 }
     }
 
     pub(crate) fn put(&mut self, key: &[u8], value: &[u8], lease: i64) {
-        self.frame.push(0x10);
-        put_bytes(&mut self.frame, key);
-        put_bytes(&mut self.frame, value);
-        put_varint(&mut self.frame, lease as u64);
+        let frame = self.frame();
+        frame.push(0x10);
+        put_bytes(frame, key);
+        put_bytes(frame, value);
+        put_varint(frame, lease as u64);
     }
 
     pub(crate) fn delete(&mut self, key: &[u8], expired: bool) {
-        self.frame.push(if expired { 0x12 } else { 0x11 });
-        put_bytes(&mut self.frame, key);
+        let frame = self.frame();
+        frame.push(if expired { 0x12 } else { 0x11 });
+        put_bytes(frame, key);
     }
 
     pub(crate) fn compact(&mut self, revision: u64) {
-        self.frame.push(0x13);
-        put_varint(&mut self.frame, revision);
+        let frame = self.frame();
+        frame.push(0x13);
+        put_varint(frame, revision);
     }
 
     pub(crate) fn store_created(&mut self, id: u64) {
-        self.frame.push(0x01);
-        put_varint(&mut self.frame, id);
+        let frame = self.frame();
+        frame.push(0x01);
+        put_varint(frame, id);
     }
 
     pub(crate) fn lease_granted(&mut self, id: i64, ttl_ms: u64) {
-        self.frame.push(0x20);
-        put_varint(&mut self.frame, id as u64);
-        put_varint(&mut self.frame, ttl_ms);
+        let frame = self.frame();
+        frame.push(0x20);
+        put_varint(frame, id as u64);
+        put_varint(frame, ttl_ms);
     }
 
     pub(crate) fn lease_ended(&mut self, id: i64) {
-        self.frame.push(0x21);
-        put_varint(&mut self.frame, id as u64);
+        let frame = self.frame();
+        frame.push(0x21);
+        put_varint(frame, id as u64);
     }
 
     /// Ends the frame; one without changes is left out.
     pub(crate) fn finish_frame(&mut self, time_ms: u64, revision: u64) {
-        if self.frame.is_empty() {
-            return;
-        }
-        let mut head = Vec::with_capacity(20);
-        put_varint(&mut head, time_ms);
-        put_varint(&mut head, revision);
-        put_varint(&mut self.batch, (head.len() + self.frame.len()) as u64);
-        self.batch.extend_from_slice(&head);
-        self.batch.append(&mut self.frame);
+        let Some(start) = self.frame.take() else { return };
+        let (length, rest) = self.batch[start..].split_at_mut(HEAD[0]);
+        let (time, changes) = rest.split_at_mut(HEAD[1]);
+        pad_varint(length, (HEAD[1] + changes.len()) as u64);
+        pad_varint(time, time_ms);
+        pad_varint(&mut changes[..HEAD[2]], revision);
     }
 }
 
-/// Reads the frames of one batch.
-pub(crate) fn decode_batch(sequence: u64, mut batch: Bytes) -> Result<Vec<Frame>> {
+/// Reads the frames of one batch, whose first byte has this address.
+pub(crate) fn decode_batch(sequence: u64, address: u64, mut batch: Bytes) -> Result<Vec<Frame>> {
     let mut frames = Vec::new();
+    let end = address + batch.len() as u64;
     while batch.has_remaining() {
-        let frame = decode_frame(&mut batch).ok_or_else(|| {
+        let frame = decode_frame(&mut batch, end).ok_or_else(|| {
             Error::new(
                 ErrorKind::Corrupt,
                 format!("batch {sequence} of the log has a valid checksum but frame {} is malformed", frames.len()),
@@ -116,18 +172,20 @@ pub(crate) fn decode_batch(sequence: u64, mut batch: Bytes) -> Result<Vec<Frame>
     Ok(frames)
 }
 
-fn decode_frame(batch: &mut Bytes) -> Option<Frame> {
+/// A frame of a batch that ends at an address.
+fn decode_frame(batch: &mut Bytes, end: u64) -> Option<Frame> {
     let mut rest = get_bytes(batch)?;
+    let end = end - batch.len() as u64;
     let time_ms = get_varint(&mut rest)?;
     let revision = get_varint(&mut rest)?;
     let mut changes = Vec::new();
     while rest.has_remaining() {
-        changes.push(decode_change(&mut rest)?);
+        changes.push(decode_change(&mut rest, end)?);
     }
     Some(Frame { time_ms, revision, changes })
 }
 
-fn decode_change(rest: &mut Bytes) -> Option<Change> {
+fn decode_change(rest: &mut Bytes, end: u64) -> Option<Change> {
     Some(match rest.get_u8() {
         0x01 => Change::StoreCreated { id: get_varint(rest)? },
         0x10 => Change::Put { key: get_bytes(rest)?, value: get_bytes(rest)?, lease: get_varint(rest)? as i64 },
@@ -136,8 +194,22 @@ fn decode_change(rest: &mut Bytes) -> Option<Change> {
         0x13 => Change::Compact { revision: get_varint(rest)? },
         0x20 => Change::LeaseGranted { id: get_varint(rest)? as i64, ttl_ms: get_varint(rest)? },
         0x21 => Change::LeaseEnded { id: get_varint(rest)? as i64 },
-        _ => return None,
+        tag => {
+            let change = MessageChange::decode(tag, rest)?;
+            let body = if change.has_body() { decode_body(rest, end)? } else { Place::default() };
+            Change::Message { change, body }
+        }
     })
+}
+
+/// Writes a number as a varint of exactly this length.
+fn pad_varint(out: &mut [u8], mut value: u64) {
+    let last = out.len() - 1;
+    for byte in &mut out[..last] {
+        *byte = value as u8 | 0x80;
+        value >>= 7;
+    }
+    out[last] = value as u8 & 0x7f;
 }
 
 pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
@@ -195,7 +267,7 @@ mod tests {
         encoder.compact(3);
         encoder.lease_granted(i64::MIN, 10_000);
         encoder.finish_frame(1, 0);
-        let frames = decode_batch(1, Bytes::copy_from_slice(encoder.batch())).expect("valid");
+        let frames = decode_batch(1, 0, Bytes::copy_from_slice(encoder.batch())).expect("valid");
         assert_eq!(frames.len(), 3);
         assert_eq!(
             frames[1],
@@ -215,7 +287,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_input_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode_batch(1, Bytes::from(bytes));
+            let _ = decode_batch(1, 0, Bytes::from(bytes));
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     engine::Engine,
     flat::{
         Answer, Compare, DeleteRequest, Event, FlatError, IncrementRequest, KeyRange, Op, PutRequest, RangeRequest,
-        Record, Relation, Sort, SortBy, Target, TxnRequest,
+        Record, Relation, Sort, SortBy, Target, TxnRequest, TxnResponse,
     },
     watch::{Delivery, Watcher},
 };
@@ -46,6 +46,27 @@ impl EmbeddedKv {
             limits: Limits { ttl_min: Duration::from_millis(50), ..Limits::PORTABLE },
         };
         Self { engine, namespace, guarantees }
+    }
+
+    /// A transaction in the flat key space.
+    pub(crate) fn request(&self, txn: Txn) -> TxnRequest {
+        let ranges = txn.reads.iter().map(|read| Op::Range(self.read(read)));
+        TxnRequest {
+            compare: txn.checks.iter().map(|check| self.compare(check)).collect(),
+            success: ranges.chain(txn.writes.into_iter().map(|write| self.write(write))).collect(),
+            failure: Vec::new(),
+        }
+    }
+
+    /// The answer to a transaction with these reads.
+    pub(crate) fn outcome(&self, response: TxnResponse, reads: &[Read]) -> TxnOutcome {
+        if let Some((check, record)) = response.failed {
+            let found = record.and_then(|record| self.entry(&record));
+            return TxnOutcome::Refused { check, found };
+        }
+        let answers = response.answers.into_iter().zip(reads);
+        let reads = answers.filter_map(|(answer, read)| self.found(answer, read)).collect();
+        TxnOutcome::Committed { revision: Revision(response.revision), reads }
     }
 
     fn flat(&self, key: &Key) -> Bytes {
@@ -132,27 +153,13 @@ impl KvStore for EmbeddedKv {
     }
 
     fn describe(&self) -> String {
-        match &self.engine.config().dir {
-            None => "memory:".to_owned(),
-            Some(dir) => format!("embedded://{}", dir.display()),
-        }
+        self.engine.describe()
     }
 
     async fn txn(&self, _realm: &Realm, txn: Txn) -> Result<TxnOutcome> {
-        let ranges = txn.reads.iter().map(|read| Op::Range(self.read(read)));
-        let request = TxnRequest {
-            compare: txn.checks.iter().map(|check| self.compare(check)).collect(),
-            success: ranges.chain(txn.writes.into_iter().map(|write| self.write(write))).collect(),
-            failure: Vec::new(),
-        };
-        let response = self.engine.txn(request).await.map_err(error)?;
-        if let Some((check, record)) = response.failed {
-            let found = record.and_then(|record| self.entry(&record));
-            return Ok(TxnOutcome::Refused { check, found });
-        }
-        let answers = response.answers.into_iter().zip(&txn.reads);
-        let reads = answers.filter_map(|(answer, read)| self.found(answer, read)).collect();
-        Ok(TxnOutcome::Committed { revision: Revision(response.revision), reads })
+        let reads = txn.reads.clone();
+        let response = self.engine.txn(self.request(txn)).await.map_err(error)?;
+        Ok(self.outcome(response, &reads))
     }
 
     async fn get(&self, key: &Key, _at: ReadAt) -> Result<Option<Entry>> {
@@ -315,7 +322,7 @@ impl KvFeed {
     }
 }
 
-fn error(error: FlatError) -> Error {
+pub(crate) fn error(error: FlatError) -> Error {
     match error {
         FlatError::LeaseNotFound => Error::new(ErrorKind::Fenced, "the lease has ended"),
         FlatError::LeaseExists => Error::new(ErrorKind::AlreadyExists, "a lease of this id exists"),

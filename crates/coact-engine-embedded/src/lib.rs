@@ -12,14 +12,23 @@
 //! What must never be: an acknowledgement before the sync that the durability names; a reader that sees what a crash
 //! could take back; a byte read from disk whose checksum was not verified; an engine that goes on after a failed write.
 
+mod body;
+mod claims;
+mod commit;
 mod engine;
 pub mod flat;
 mod frame;
+mod handover;
 mod kv;
 mod log;
+mod message;
+mod paged;
+mod queue;
 mod snapshot;
 mod state;
+mod stream;
 mod watch;
+mod work;
 mod writer;
 
 use coact_core::{
@@ -43,5 +52,5 @@ async fn open(url: Url, env: Env) -> Result<Store> {
     let namespace = url.option("namespace").map_or(Ok(Namespace::default()), Namespace::new)?;
     let accepted = url.accepted()?;
     let engine = Engine::open(Config::from_url(&url)?, env).await?;
-    Ok(engine.kv(namespace, accepted).into())
+    Ok(engine.store(namespace, accepted))
 }

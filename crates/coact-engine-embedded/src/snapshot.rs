@@ -5,6 +5,7 @@
 //! leases    0x02, (id, ttl ms)*
 //! keys      0x03, (version count, (value, created, modified, version, lease)*, key)*      in key order
 //! commits   0x04, (revision, time, event count, (key, expired)*)*                          in revision order
+//! messages  0x10 and on: see `message::snapshot`
 //! ```
 //! Numbers are varints, bytes length-prefixed. The log's part adds block checksums and the footer.
 
@@ -22,6 +23,7 @@ use crate::{
     flat::Record,
     frame::{get_bytes, get_varint, put_bytes, put_varint},
     log::{SnapshotReader, SnapshotWriter},
+    message::{Captured, Messages, Sink},
     state::{Commit, SharedKey, Slot, State, StoredCommit},
 };
 
@@ -41,13 +43,29 @@ pub(crate) struct Capture {
     store_id: u64,
     leases: Vec<(i64, Duration)>,
     commits: Vec<Arc<Commit>>,
+    messages: Captured,
+    /// All segments by the addresses of their first batches.
+    segments: Vec<(u64, u64)>,
+}
+
+/// A snapshot that is there.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// The log goes on after this.
+    pub(crate) sequence: u64,
+    /// Segments that have bodies, by their first sequences.
+    pub(crate) named: Vec<u64>,
+    /// How large it is.
+    pub(crate) bytes: u64,
 }
 
 impl Capture {
     /// Pins the state and takes what must be of one moment: right after everything up to `sequence` became visible.
-    pub(crate) fn take(state: &mut State, sequence: u64) -> Self {
+    pub(crate) fn take(state: &mut State, messages: &Messages, segments: Vec<(u64, u64)>, sequence: u64) -> Self {
         state.pin();
         Self {
+            messages: Captured::take(messages),
+            segments,
             sequence,
             revision: state.visible(),
             compacted: state.compacted(),
@@ -57,13 +75,9 @@ impl Capture {
         }
     }
 
-    pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
     /// Writes the snapshot. The caller unpins the state afterwards, however this ends.
-    pub(crate) fn write(&self, env: &Env, dir: &Path, state: &RwLock<State>) -> Result<()> {
-        let mut out = Blocks { writer: SnapshotWriter::create(env, dir, self.sequence)?, block: Vec::new() };
+    pub(crate) fn write(&self, env: &Env, dir: &Path, state: &RwLock<State>) -> Result<Written> {
+        let mut out = Blocks { writer: SnapshotWriter::create(env, dir, self.sequence)?, block: Vec::new(), bytes: 0 };
         out.begin(0x01);
         for number in [self.store_id, self.revision, self.compacted] {
             put_varint(&mut out.block, number);
@@ -72,7 +86,11 @@ impl Capture {
         self.write_leases(&mut out)?;
         self.write_keys(&mut out, state)?;
         self.write_commits(&mut out)?;
-        out.writer.finish()
+        let named = self.messages.named(&self.segments);
+        self.messages.write(&named, &mut out)?;
+        let bytes = out.bytes;
+        out.writer.finish()?;
+        Ok(Written { sequence: self.sequence, named, bytes })
     }
 
     fn write_leases(&self, out: &mut Blocks) -> Result<()> {
@@ -127,15 +145,23 @@ impl Capture {
 struct Blocks {
     writer: SnapshotWriter,
     block: Vec<u8>,
+    bytes: u64,
 }
 
-impl Blocks {
+impl Sink for Blocks {
+    type Error = Error;
+
     fn begin(&mut self, tag: u8) {
         self.block.push(tag);
     }
 
+    fn block(&mut self) -> &mut Vec<u8> {
+        &mut self.block
+    }
+
     fn flush(&mut self) -> Result<()> {
         self.writer.write_block(&self.block)?;
+        self.bytes += self.block.len() as u64;
         self.block.clear();
         Ok(())
     }
@@ -163,16 +189,33 @@ fn encode_slot(out: &mut Vec<u8>, key: &[u8], versions: &[Arc<Record>]) {
     put_bytes(out, key);
 }
 
-/// Reads the newest snapshot into an empty state; returns the sequence after which the log goes on.
-pub(crate) fn load(env: &Env, dir: &Path, state: &mut State, now: Instant) -> Result<u64> {
-    let Some(mut reader) = SnapshotReader::newest(env, dir)? else { return Ok(0) };
+/// What a snapshot says of the log.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// The log goes on after this sequence; zero without a snapshot.
+    pub(crate) sequence: u64,
+    /// Segments that must be there, by their first sequences.
+    pub(crate) named: Vec<u64>,
+}
+
+/// Reads the newest snapshot into an empty state.
+pub(crate) fn load(env: &Env, dir: &Path, state: &mut State, messages: &mut Messages, now: Instant) -> Result<Found> {
+    let Some(mut reader) = SnapshotReader::newest(env, dir)? else { return Ok(Found::default()) };
     let mut parts = Parts::default();
-    while let Some(block) = reader.next_block()? {
-        parts.read(block, state, now).ok_or_else(|| malformed(&reader, "a block is malformed"))?;
+    let mut found = Found { sequence: reader.sequence(), named: Vec::new() };
+    while let Some(mut block) = reader.next_block()? {
+        let read = match block.first() {
+            Some(tag) if *tag >= 0x10 => {
+                let tag = block.get_u8();
+                messages.load(tag, &mut block, &mut found.named, now)
+            }
+            _ => parts.read(block, state, now),
+        };
+        read.ok_or_else(|| malformed(&reader, "a block is malformed"))?;
     }
     let (applied, compacted) = parts.revisions.ok_or_else(|| malformed(&reader, "the first block is missing"))?;
     state.restore((applied, compacted), parts.slots, parts.commits).map_err(|why| malformed(&reader, &why))?;
-    Ok(reader.sequence())
+    Ok(found)
 }
 
 fn malformed(reader: &SnapshotReader, why: &str) -> Error {

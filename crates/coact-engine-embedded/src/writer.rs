@@ -19,18 +19,25 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::{
+    body::Bodies,
+    claims::{Unclaimed, WaitingClaims},
     engine::Config,
     flat::{FlatError, FlatResult, TxnRequest, TxnResponse},
     frame::BatchEncoder,
     log::Log,
-    snapshot::Capture,
+    message::{MessageChange, Messages, Shown},
+    queue,
+    snapshot::{Capture, Written},
     state::{State, Transaction},
     watch::Hub,
+    work::{Late, Task, Work},
 };
 
 /// The most proposals, and about the most bytes, of one batch.
 const BATCH_PROPOSALS_MAX: usize = 4096;
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// How often retention is looked after.
+const RETAIN_EVERY: Duration = Duration::from_millis(500);
 
 /// What the writer shares with everybody.
 #[derive(Debug)]
@@ -41,10 +48,19 @@ pub(crate) struct Shared {
     pub(crate) hub: Arc<Hub>,
     /// Set once, at the first failed write: from then on nothing is acknowledged.
     pub(crate) stopped: Mutex<Option<FlatError>>,
-    /// How the last snapshot ended, until the writer takes note: its sequence, after which the log goes on.
-    pub(crate) snapshot_outcome: Mutex<Option<Result<u64>>>,
-    /// Wakes the ticker when a lease may end earlier than it thinks.
+    /// How the last snapshot ended, until the writer takes note.
+    pub(crate) snapshot_outcome: Mutex<Option<Result<Written>>>,
+    /// Wakes the ticker when something may be due earlier than it thinks.
     pub(crate) lease_added: Notify,
+    /// When something of the queues or topics is due, by the wall clock and by the monotonic one.
+    pub(crate) next_due: Mutex<(Option<u64>, Option<Instant>)>,
+    /// When the next delayed record is due.
+    pub(crate) next_delay: Mutex<Option<u64>>,
+    /// Wakes whoever hands over when a delayed record may be due earlier than it thinks.
+    pub(crate) delay_added: Notify,
+    pub(crate) bodies: Arc<Bodies>,
+    pub(crate) shown: Arc<Shown>,
+    pub(crate) unclaimed: Arc<Unclaimed>,
     pub(crate) counters: Counters,
 }
 
@@ -64,6 +80,8 @@ impl Shared {
         if stopped.is_none() {
             self.hub.close(&error);
             *stopped = Some(error);
+            self.shown.wake_all();
+            self.delay_added.notify_one();
         }
     }
 }
@@ -75,6 +93,8 @@ pub(crate) enum Proposal {
     Compact(u64, oneshot::Sender<FlatResult<()>>),
     Grant(i64, Duration, oneshot::Sender<FlatResult<()>>),
     Revoke(i64, oneshot::Sender<FlatResult<()>>),
+    /// What streams and queues ask for.
+    Work(Task),
     /// Ends leases whose time is over, and syncs what an interval left unsynced.
     Tick(oneshot::Sender<FlatResult<()>>),
     Close(oneshot::Sender<Result<()>>),
@@ -84,6 +104,7 @@ pub(crate) enum Proposal {
 enum Answer {
     Txn(oneshot::Sender<FlatResult<TxnResponse>>, FlatResult<TxnResponse>),
     Done(oneshot::Sender<FlatResult<()>>, FlatResult<()>),
+    Late(Late),
 }
 
 impl Answer {
@@ -92,6 +113,7 @@ impl Answer {
         match self {
             Self::Txn(to, result) => drop(to.send(result)),
             Self::Done(to, result) => drop(to.send(result)),
+            Self::Late(late) => late.send(Ok(())),
         }
     }
 
@@ -99,6 +121,7 @@ impl Answer {
         match self {
             Self::Txn(to, _) => drop(to.send(Err(error.clone()))),
             Self::Done(to, _) => drop(to.send(Err(error.clone()))),
+            Self::Late(late) => late.send(Err(error)),
         }
     }
 }
@@ -109,6 +132,14 @@ pub(crate) struct Writer {
     /// None for `memory:`.
     log: Option<LogHandle>,
     encoder: BatchEncoder,
+    messages: Messages,
+    waiting: WaitingClaims,
+    /// Of the work of one batch.
+    late: Vec<Late>,
+    /// Whether there was work since due times were told.
+    worked: bool,
+    /// When retention was last looked after.
+    retained: Instant,
     answers: Vec<Answer>,
     closing: Option<oneshot::Sender<Result<()>>>,
 }
@@ -120,7 +151,9 @@ pub(crate) struct LogHandle {
     pub(crate) unsynced: bool,
     /// Bytes of log after the last snapshot that make the next one due.
     pub(crate) snapshot_bytes: u64,
-    /// About how many bytes a recovery would read after the last snapshot.
+    /// The same for the next snapshot.
+    pub(crate) snapshot_due: u64,
+    /// About how much a recovery would have to do after the last snapshot, in bytes; of bodies, an eighth counts.
     pub(crate) bytes_since_snapshot: u64,
     pub(crate) snapshotting: bool,
     /// Held until the writer ends.
@@ -128,8 +161,31 @@ pub(crate) struct LogHandle {
 }
 
 impl Writer {
-    pub(crate) fn new(shared: Arc<Shared>, requests: mpsc::Receiver<Proposal>, log: Option<LogHandle>) -> Self {
-        Self { shared, requests, log, encoder: BatchEncoder::default(), answers: Vec::new(), closing: None }
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        requests: mpsc::Receiver<Proposal>,
+        messages: Messages,
+        log: Option<LogHandle>,
+    ) -> Self {
+        let mut encoder = BatchEncoder::default();
+        encoder.clear(log.as_ref().map_or(0, |log| log.log.next_address()));
+        let retained = shared.env.now();
+        let (waiting, late, answers) = (WaitingClaims::default(), Vec::new(), Vec::new());
+        let writer = Self {
+            shared,
+            requests,
+            log,
+            encoder,
+            messages,
+            waiting,
+            late,
+            worked: true,
+            retained,
+            answers,
+            closing: None,
+        };
+        writer.tell_due();
+        writer
     }
 
     /// Works until closed, on a thread of its own.
@@ -197,6 +253,26 @@ impl Writer {
             let full = count == BATCH_PROPOSALS_MAX || self.encoder.batch().len() >= BATCH_BYTES_MAX;
             next = if full || self.closing.is_some() { None } else { self.requests.try_recv().ok() };
         }
+        if self.worked {
+            self.work(&mut state, now, time_ms, |work| work.serve_waiting());
+        }
+    }
+
+    /// Does a piece of work of streams and queues.
+    fn work(&mut self, state: &mut State, now: Instant, time_ms: u64, run: impl FnOnce(&mut Work<'_>)) {
+        let mut work = Work {
+            env: &self.shared.env,
+            now,
+            time_ms,
+            state,
+            messages: &mut self.messages,
+            encoder: &mut self.encoder,
+            waiting: &mut self.waiting,
+            late: &mut self.late,
+        };
+        run(&mut work);
+        self.answers.extend(self.late.drain(..).map(Answer::Late));
+        self.worked = true;
     }
 
     fn apply(&mut self, state: &mut State, proposal: Proposal, now: Instant, time_ms: u64) {
@@ -226,9 +302,52 @@ impl Writer {
                     let ended = Transaction::new(state, &mut self.encoder, time_ms).revoke(id, true, now);
                     self.shared.counters.lease_expirations.fetch_add(ended.is_ok().into(), Relaxed);
                 }
+                let unclaimed = self.shared.unclaimed.take();
+                self.work(state, now, time_ms, |work| queue::tick(work, unclaimed));
+                self.retain(state, now, time_ms);
                 self.answers.push(Answer::Done(to, Ok(())));
             }
+            Proposal::Work(task) => self.work(state, now, time_ms, |work| task.run(work)),
             Proposal::Close(to) => self.closing = Some(to),
+        }
+    }
+
+    /// Lets records go that are too old or too many; now and then.
+    fn retain(&mut self, state: &mut State, now: Instant, time_ms: u64) {
+        if now.saturating_duration_since(self.retained) < RETAIN_EVERY {
+            return;
+        }
+        self.retained = now;
+        let trims = self.messages.expired(time_ms);
+        if !trims.is_empty() {
+            self.work(state, now, time_ms, |work| {
+                trims.into_iter().for_each(|(at, before)| work.write(MessageChange::Trimmed { at, before }));
+                work.finish();
+            });
+        }
+    }
+
+    /// Tells when the next tick and the next hand-over are due.
+    fn tell_due(&self) {
+        let (next_delay, next_due) = (self.messages.next_delay(), self.messages.next_due());
+        let delay_is_earlier = {
+            let mut known = self.shared.next_delay.lock();
+            let is_earlier = next_delay.is_some_and(|next| known.is_none_or(|known| next < known));
+            *known = next_delay;
+            is_earlier
+        };
+        if delay_is_earlier {
+            self.shared.delay_added.notify_one();
+        }
+        let due_is_earlier = {
+            let mut known = self.shared.next_due.lock();
+            let wall = next_due.0.is_some_and(|next| known.0.is_none_or(|known| next < known));
+            let instant = next_due.1.is_some_and(|next| known.1.is_none_or(|known| next < known));
+            *known = next_due;
+            wall || instant
+        };
+        if due_is_earlier {
+            self.shared.lease_added.notify_one();
         }
     }
 
@@ -252,16 +371,16 @@ impl Writer {
 
     fn write(&mut self) -> Result<()> {
         let Some(log) = &mut self.log else {
-            self.encoder.clear();
+            self.encoder.clear(self.encoder.end());
             return Ok(());
         };
         if !self.encoder.batch().is_empty() {
             log.log.append(self.encoder.batch())?;
-            log.bytes_since_snapshot += self.encoder.batch().len() as u64;
+            log.bytes_since_snapshot += self.encoder.weight();
             log.unsynced = true;
             self.shared.counters.batches.fetch_add(1, Relaxed);
             self.shared.counters.log_bytes.fetch_add(self.encoder.batch().len() as u64, Relaxed);
-            self.encoder.clear();
+            self.encoder.clear(log.log.next_address());
         }
         let now = self.shared.env.now();
         let due = match self.shared.config.durability {
@@ -287,6 +406,10 @@ impl Writer {
                 self.shared.hub.publish(state.commits_from(first_new));
             }
         }
+        self.messages.publish();
+        if std::mem::take(&mut self.worked) {
+            self.tell_due();
+        }
         self.answers.drain(..).for_each(Answer::send);
     }
 
@@ -295,17 +418,26 @@ impl Writer {
         if let Some(outcome) = self.shared.snapshot_outcome.lock().take() {
             log.snapshot_ended(outcome);
         }
-        if log.snapshotting || log.bytes_since_snapshot < log.snapshot_bytes {
+        if log.snapshotting || log.bytes_since_snapshot < log.snapshot_due {
+            return;
+        }
+        // A snapshot names bodies in the log: they must be no less durable.
+        if log.unsynced
+            && let Err(error) = log.sync(self.shared.env.now())
+        {
+            self.shared.stop(FlatError::Poisoned(error.to_string()));
             return;
         }
         log.snapshotting = true;
         log.bytes_since_snapshot = 0;
-        let capture = Capture::take(&mut self.shared.state.write(), log.log.last_sequence());
+        self.messages.forget_producers(self.shared.env.wall_ms());
+        let capture =
+            Capture::take(&mut self.shared.state.write(), &self.messages, log.log.segments(), log.log.last_sequence());
         let (shared, dir) = (self.shared.clone(), log.dir.clone());
         let work = move || {
             let result = capture.write(&shared.env, &dir, &shared.state);
             shared.state.write().unpin();
-            *shared.snapshot_outcome.lock() = Some(result.map(|()| capture.sequence()));
+            *shared.snapshot_outcome.lock() = Some(result);
         };
         match self.shared.env.spawn_thread("coact-snapshot", work) {
             Ok(None) => {}
@@ -321,6 +453,8 @@ impl Writer {
     fn refuse(&mut self, proposal: Proposal, error: &FlatError) {
         match proposal {
             Proposal::Txn(_, to) => drop(to.send(Err(error.clone()))),
+            // Whoever waits for it is told by its end.
+            Proposal::Work(task) => drop(task),
             Proposal::Compact(_, to) | Proposal::Grant(_, _, to) | Proposal::Revoke(_, to) | Proposal::Tick(to) => {
                 drop(to.send(Err(error.clone())));
             }
@@ -364,18 +498,20 @@ impl LogHandle {
         Ok(())
     }
 
-    fn snapshot_ended(&mut self, outcome: Result<u64>) {
+    fn snapshot_ended(&mut self, outcome: Result<Written>) {
         self.snapshotting = false;
         match outcome {
-            Ok(sequence) => {
-                if let Err(error) = self.log.drop_through(sequence) {
+            Ok(Written { sequence, named, bytes }) => {
+                // As much log again as a snapshot has, so that writing them stays a part of the work.
+                self.snapshot_due = self.snapshot_bytes.max(bytes);
+                if let Err(error) = self.log.drop_through(sequence, &named) {
                     tracing::warn!(%error, "old log segments could not be removed");
                 }
             }
             Err(error) => {
                 // The log still has everything, so nothing is lost. Try again after as much log again.
                 tracing::error!(%error, "a snapshot could not be written");
-                self.snapshot_bytes = self.snapshot_bytes.saturating_mul(2);
+                self.snapshot_due = self.snapshot_due.saturating_mul(2);
             }
         }
     }

@@ -34,6 +34,10 @@ pub enum PlantedBug {
     CommitOldGeneration,
     /// A record that failed goes behind the later ones of its key.
     RetryOutOfOrder,
+    /// The embedded engine appends delayed records and keeps them all the same.
+    FireDelayTwice,
+    /// The embedded engine takes commits of any generation.
+    AnyGeneration,
 }
 
 /// What an environment is made of; implemented by [`Env::real`] and by the simulator.
@@ -51,6 +55,10 @@ pub trait Source: Send + Sync + 'static {
         name: &str,
         work: Box<dyn FnOnce() + Send>,
     ) -> std::io::Result<Option<Box<dyn FnOnce() + Send>>>;
+    /// Runs short work that blocks on a disk beside the tasks, or gives it back for the caller to run.
+    fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) -> Option<Box<dyn FnOnce() + Send>> {
+        Some(work)
+    }
     /// The disk.
     fn disk(&self) -> Arc<dyn Disk>;
     /// Whether this defect is planted.
@@ -145,6 +153,18 @@ impl Env {
             .map_err(|error| Error::new(ErrorKind::Exhausted, "no thread could be started").with_source(error))
     }
 
+    /// Runs short work that blocks on the disk without holding up other tasks; `None` if it panicked.
+    ///
+    /// # Cancel safety
+    /// The work goes on; its outcome is lost.
+    pub async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (to, answer) = tokio::sync::oneshot::channel();
+        if let Some(work) = self.0.spawn_blocking(Box::new(move || drop(to.send(work())))) {
+            work();
+        }
+        answer.await.ok()
+    }
+
     /// The disk.
     pub fn disk(&self) -> Arc<dyn Disk> {
         self.0.disk()
@@ -181,6 +201,12 @@ impl Source for Real {
     ) -> std::io::Result<Option<Box<dyn FnOnce() + Send>>> {
         std::thread::Builder::new().name(name.to_owned()).spawn(work)?;
         Ok(None)
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the one place that does")]
+    fn spawn_blocking(&self, work: Box<dyn FnOnce() + Send>) -> Option<Box<dyn FnOnce() + Send>> {
+        tokio::task::spawn_blocking(work);
+        None
     }
 
     fn disk(&self) -> Arc<dyn Disk> {

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //! segment   NNNNNNNNNNNNNNNNNNNN.seg, named by its first sequence; its full length from the start, filled with zeros
-//!   header  64 B: "COACTSEG", format u16, zero u16, length u64, first sequence u64, chain u32, zeros, crc32c u32
+//!   header  64 B: "COACTSEG", format u16, zero u16, length u64, first sequence u64, chain u32, address u64, zeros,
+//!           crc32c u32
 //!   batch   32 B: magic u32, payload length u32, sequence u64, chain u32, payload crc32c u32, unsynced u32, crc32c u32
 //!           payload and zeros up to a multiple of 8, masked
 //! snapshot  NNNNNNNNNNNNNNNNNNNN.snap, see `snapshot`
 //! ```
-//! Integers are little-endian. *Chain* is the header checksum of the batch before. *Unsynced* is how many batches right
+//! Integers are little-endian. *Address* counts the bytes of all batches before, over all segments: what is in a batch is
+//! found by address for as long as its segment is kept. *Chain* is the header checksum of the batch before. *Unsynced* is how many batches right
 //! before this one were not known to be durable when it was written: always zero when every batch is synced. The
-//! *mask*, eight bytes other than zero made from the sequence, keeps zeros from looking like a sector never written.
+//! *mask*, eight bytes other than zero made from the segment's first sequence, keeps zeros from looking like a sector never written.
 //!
 //! A batch is the unit of a write and of a sync, so a crash can tear only what was not synced. A bad batch is a **torn
 //! tail**, and is cut, if no later one proves it durable, and if a 512-byte sector of it was never written. Anything
@@ -17,6 +19,7 @@
 //! a batch whose first sectors are missing. A newest batch that lost a whole sector after its sync looks just like one
 //! that was torn: no log can tell, unless something was written after it.
 
+mod reader;
 mod record;
 mod recovery;
 mod segment;
@@ -31,19 +34,20 @@ use std::{
     sync::mpsc,
 };
 
-use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result,
     env::{DiskFile, Env},
 };
 
+pub(crate) use reader::Reader;
+pub(crate) use recovery::Replay;
 pub(crate) use snapshot::{SnapshotReader, SnapshotWriter};
 
-use record::RecordHeader;
-use segment::SEGMENT_HEADER_BYTES;
+use record::{Mask, RECORD_HEADER_BYTES, RecordHeader};
+use segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 
 /// The version of everything in a data directory.
-pub(crate) const FORMAT_VERSION: u16 = 1;
+pub(crate) const FORMAT_VERSION: u16 = 2;
 /// The most bytes of one batch.
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The sequences that batches have. The end is never reached; up to it, arithmetic does not overflow.
@@ -88,6 +92,8 @@ pub(crate) struct Log {
     last_sequence: u64,
     synced_sequence: u64,
     chain: u32,
+    /// Reads what is in the segments.
+    reader: Reader,
     /// Answers when the next segment is full of zeros.
     prepared: Option<mpsc::Receiver<Result<()>>>,
     buffer: Vec<u8>,
@@ -98,24 +104,33 @@ struct SegmentInfo {
     path: PathBuf,
     first: u64,
     length: u64,
+    address: u64,
+}
+
+impl SegmentInfo {
+    fn new(path: &Path, header: &SegmentHeader) -> Self {
+        Self { path: path.to_owned(), first: header.first, length: header.length, address: header.address }
+    }
 }
 
 impl Log {
-    /// Opens or creates the log in a directory: verifies every batch, cuts a torn tail, and replays what comes after
-    /// the sequence `after`.
+    /// Opens or creates the log in a directory: verifies every batch after the sequence `after`, which a snapshot has,
+    /// cuts a torn tail, and replays them. Earlier segments must be there if they are named by their first sequence.
     pub(crate) fn open(
         env: &Env,
         dir: &Path,
         options: LogOptions,
         after: u64,
-        replay: &mut dyn FnMut(u64, Bytes) -> Result<()>,
+        named: &[u64],
+        replay: &mut Replay<'_>,
     ) -> Result<Self> {
         let options = LogOptions { segment_bytes: options.segment_bytes.max(SEGMENT_HEADER_BYTES) };
-        let mut log = match recovery::recover(env, dir, after, replay)? {
+        let mut log = match recovery::recover(env, dir, after, named, replay)? {
             Some(found) if found.last_sequence >= after => Self {
                 env: env.clone(),
                 dir: dir.to_owned(),
                 options,
+                reader: Reader::new(env, &found.segments),
                 segments: found.segments,
                 file: found.file,
                 position: found.position,
@@ -136,13 +151,15 @@ impl Log {
         for segment in stale {
             env.disk().remove(&segment.path).map_err(|error| io_error("remove", &segment.path, error))?;
         }
-        let path = segment::path(dir, after + 1);
-        let file = segment::create(env, dir, after + 1, options.segment_bytes, 0)?;
+        let header = SegmentHeader { length: options.segment_bytes, first: after + 1, chain: 0, address: 0 };
+        let file = segment::create(env, dir, header)?;
+        let segments = vec![SegmentInfo::new(&segment::path(dir, after + 1), &header)];
         Ok(Self {
+            reader: Reader::new(env, &segments),
             env: env.clone(),
             dir: dir.to_owned(),
             options,
-            segments: vec![SegmentInfo { path, first: after + 1, length: options.segment_bytes }],
+            segments,
             file,
             position: SEGMENT_HEADER_BYTES,
             last_sequence: after,
@@ -169,7 +186,7 @@ impl Log {
         let unsynced = u32::try_from(self.last_sequence - self.synced_sequence).unwrap_or(u32::MAX);
         let header = RecordHeader::new(sequence, self.chain, unsynced, payload);
         self.buffer.clear();
-        header.encode_with(payload, &mut self.buffer);
+        header.encode_with(payload, Mask::of(self.active().first), &mut self.buffer);
         fail::fail_point!("log.append.before-write");
         self.file
             .write_at(self.position, &self.buffer)
@@ -203,21 +220,47 @@ impl Log {
         whole + if self.last_sequence > sequence { self.position } else { 0 }
     }
 
-    /// Removes the segments in which every batch is of this sequence or an earlier one; never the active one.
-    pub(crate) fn drop_through(&mut self, sequence: u64) -> Result<()> {
+    /// Removes the segments in which every batch is of this sequence or an earlier one, but for those that are named by
+    /// their first sequence; never the active one.
+    pub(crate) fn drop_through(&mut self, sequence: u64, named: &[u64]) -> Result<()> {
+        let covered = self.segments.windows(2).take_while(|pair| pair[1].first <= sequence.saturating_add(1)).count();
         let mut removed = false;
-        while self.segments.len() > 1 && self.segments[1].first <= sequence.saturating_add(1) {
+        for index in (0..covered).rev() {
+            if named.contains(&self.segments[index].first) {
+                continue;
+            }
             fail::fail_point!("log.drop.before-remove");
-            let path = &self.segments[0].path;
+            let path = &self.segments[index].path;
             self.env.disk().remove(path).map_err(|error| io_error("remove", path, error))?;
             fail::fail_point!("log.drop.after-remove");
-            self.segments.remove(0);
+            self.reader.remove(self.segments[index].address);
+            self.segments.remove(index);
             removed = true;
         }
         if removed {
             self.env.disk().sync_dir(&self.dir).map_err(|error| io_error("sync", &self.dir, error))?;
         }
         Ok(())
+    }
+
+    /// The first sequence of each segment by the address of its first batch, oldest first.
+    pub(crate) fn segments(&self) -> Vec<(u64, u64)> {
+        self.segments.iter().map(|segment| (segment.address, segment.first)).collect()
+    }
+
+    /// Reads what is in the segments.
+    pub(crate) fn reader(&self) -> Reader {
+        self.reader.clone()
+    }
+
+    /// The address that the payload of the next batch begins at.
+    pub(crate) fn next_address(&self) -> u64 {
+        self.end() + RECORD_HEADER_BYTES as u64
+    }
+
+    /// The address after the newest batch.
+    fn end(&self) -> u64 {
+        self.active().address + (self.position - SEGMENT_HEADER_BYTES)
     }
 
     fn active(&self) -> &SegmentInfo {
@@ -236,8 +279,11 @@ impl Log {
         if !is_prepared || !fits {
             segment::fill(&self.env, &self.dir.join(PREPARED), length)?;
         }
-        self.file = segment::begin(&self.env, &self.dir, PREPARED, first, length, self.chain)?;
-        self.segments.push(SegmentInfo { path: segment::path(&self.dir, first), first, length });
+        let header = SegmentHeader { length, first, chain: self.chain, address: self.end() };
+        self.file = segment::begin(&self.env, &self.dir, PREPARED, header)?;
+        let segment = SegmentInfo::new(&segment::path(&self.dir, first), &header);
+        self.reader.add(&segment);
+        self.segments.push(segment);
         self.position = SEGMENT_HEADER_BYTES;
         self.prepare_next();
         Ok(())

@@ -19,11 +19,12 @@ impl RecordHeader {
         Self { length: payload.len() as u32, sequence, chain, payload_crc: crc32c::crc32c(payload), unsynced }
     }
 
-    pub(super) fn encode_with(&self, payload: &[u8], out: &mut Vec<u8>) {
+    /// Writes the batch as it lies in the segment with this mask.
+    pub(super) fn encode_with(&self, payload: &[u8], mask: Mask, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.encode());
         out.extend_from_slice(payload);
         out.resize(extent(payload.len()) as usize, 0);
-        mask(self.sequence, &mut out[RECORD_HEADER_BYTES..]);
+        mask.apply(0, &mut out[RECORD_HEADER_BYTES..]);
     }
 
     fn encode(&self) -> [u8; RECORD_HEADER_BYTES] {
@@ -59,8 +60,8 @@ impl RecordHeader {
     }
 
     /// Takes the payload out of the bytes after the header, in place; false if it is not what was written.
-    pub(super) fn reveal(&self, rest: &mut [u8]) -> bool {
-        mask(self.sequence, rest);
+    pub(super) fn reveal(&self, rest: &mut [u8], mask: Mask) -> bool {
+        mask.apply(0, rest);
         let (payload, padding) = rest.split_at(self.length as usize);
         padding.iter().all(|byte| *byte == 0) && crc32c::crc32c(payload) == self.payload_crc
     }
@@ -76,17 +77,50 @@ pub(super) fn extent(payload: usize) -> u64 {
     (RECORD_HEADER_BYTES + payload).next_multiple_of(ALIGNMENT) as u64
 }
 
-/// Masks, and unmasks: payload and padding, since a sector may hold only the last few bytes of a batch.
-fn mask(sequence: u64, bytes: &mut [u8]) {
-    // SplitMix64's finalizer: any sequence gives bytes that are all over the place.
-    let mut word = sequence.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    // No byte of the mask is zero, so no padding looks unwritten.
-    let mask = (word ^ (word >> 31) | 0x0101_0101_0101_0101).to_le_bytes();
-    for chunk in bytes.chunks_mut(mask.len()) {
-        for (byte, mask) in chunk.iter_mut().zip(mask) {
+/// What payload and padding of a segment's batches are masked with: padding too, since a sector may hold only the last few
+/// bytes of a batch.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Mask(u64);
+
+impl Mask {
+    /// The mask of the segment that begins with this sequence.
+    pub(super) fn of(first: u64) -> Self {
+        // SplitMix64's finalizer: any sequence gives bytes that are all over the place.
+        let mut word = first.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        // No byte of the mask is zero, so no padding looks unwritten.
+        Self(word ^ (word >> 31) | 0x0101_0101_0101_0101)
+    }
+
+    /// Masks, and unmasks, bytes that begin at a position, of which only the place in its eight bytes counts.
+    pub(super) fn apply(self, position: u64, bytes: &mut [u8]) {
+        let mask = self.0.rotate_right(8 * (position % ALIGNMENT as u64) as u32);
+        let mut words = bytes.chunks_exact_mut(ALIGNMENT);
+        for word in &mut words {
+            let masked = word.iter().rev().fold(0u64, |number, byte| number << 8 | u64::from(*byte)) ^ mask;
+            word.copy_from_slice(&masked.to_le_bytes());
+        }
+        for (byte, mask) in words.into_remainder().iter_mut().zip(mask.to_le_bytes()) {
             *byte ^= mask;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_is_unmasked_as_the_whole_was_masked() {
+        let (mask, plain) = (Mask::of(7), (0..100).collect::<Vec<u8>>());
+        let mut masked = plain.clone();
+        mask.apply(0, &mut masked);
+        assert!(masked.iter().zip(&plain).all(|(masked, plain)| masked != plain), "every byte is masked");
+        for from in 0..plain.len() {
+            let mut part = masked[from..].to_vec();
+            mask.apply(from as u64, &mut part);
+            assert_eq!(part, plain[from..], "from {from}");
         }
     }
 }

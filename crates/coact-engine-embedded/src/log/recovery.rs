@@ -10,7 +10,7 @@ use coact_core::{
 
 use super::{
     SegmentInfo, corrupt, io_error, named_by_sequence,
-    record::{ALIGNMENT, RECORD_HEADER_BYTES, RecordHeader},
+    record::{ALIGNMENT, Mask, RECORD_HEADER_BYTES, RecordHeader},
     segment::{SEGMENT_HEADER_BYTES, SegmentHeader},
 };
 
@@ -26,17 +26,31 @@ pub(super) struct Found {
     pub(super) chain: u32,
 }
 
-/// Verifies all segments and replays what comes after `after`; `None` if there are no segments.
+/// What replays a batch: its sequence, the address of its payload, the payload.
+pub(crate) type Replay<'a> = dyn FnMut(u64, u64, Bytes) -> Result<()> + 'a;
+
+/// Verifies what comes after the snapshot and replays it; `None` if there are no segments. Segments that the snapshot
+/// covers may only have bodies, which are verified when they are read: of those, all that it names must be there.
 pub(super) fn recover(
     env: &Env,
     dir: &Path,
     after: u64,
-    replay: &mut dyn FnMut(u64, Bytes) -> Result<()>,
+    named: &[u64],
+    replay: &mut Replay<'_>,
 ) -> Result<Option<Found>> {
     let paths = segment_paths(env, dir)?;
+    if let Some(missing) = named.iter().find(|named| !paths.iter().any(|(first, _)| first == *named)) {
+        let path = super::segment::path(dir, *missing);
+        return Err(corrupt(&path, 0, "the segment is missing, and the snapshot says that it has messages"));
+    }
     let mut segments: Vec<SegmentInfo> = Vec::new();
     let mut end = None;
     for (index, (first, path)) in paths.iter().enumerate() {
+        if paths.get(index + 1).is_some_and(|(next, _)| *next <= after.saturating_add(1)) {
+            let header = read_header(env, path)?.0;
+            segments.push(SegmentInfo::new(path, &header));
+            continue;
+        }
         let (header, bytes) = read_segment(env, path)?;
         check_place(path, *first, &header, end.as_ref(), after)?;
         let mut walk = Walk {
@@ -45,6 +59,8 @@ pub(super) fn recover(
             position: SEGMENT_HEADER_BYTES,
             last_sequence: header.first - 1,
             chain: header.chain,
+            mask: Mask::of(header.first),
+            address: header.address,
             is_last: index + 1 == paths.len(),
             starts: Vec::new(),
             proved_durable: 0,
@@ -56,7 +72,7 @@ pub(super) fn recover(
         if walk.is_last {
             walk.make_durable(env)?;
         }
-        segments.push(SegmentInfo { path: path.clone(), first: header.first, length: header.length });
+        segments.push(SegmentInfo::new(path, &header));
         end = Some((walk.last_sequence, walk.chain, walk.position));
     }
     let (Some((last_sequence, chain, position)), Some(active)) = (end, segments.last()) else { return Ok(None) };
@@ -77,15 +93,20 @@ fn segment_paths(env: &Env, dir: &Path) -> Result<Vec<(u64, PathBuf)>> {
     named_by_sequence(dir, &names, ".seg")
 }
 
-/// Reads a segment whose header is right: only then is the length of the file to be believed.
-fn read_segment(env: &Env, path: &Path) -> Result<(SegmentHeader, Vec<u8>)> {
+fn read_header(env: &Env, path: &Path) -> Result<(SegmentHeader, Box<dyn DiskFile>)> {
     let failed = |error| io_error("read", path, error);
     let file = env.disk().open(path, OpenMode::Read).map_err(failed)?;
     let length = file.len().map_err(failed)?;
     let mut bytes = vec![0; length.min(SEGMENT_HEADER_BYTES) as usize];
     file.read_at(0, &mut bytes).map_err(failed)?;
-    let header = SegmentHeader::decode(path, &bytes, length)?;
-    bytes.resize(length as usize, 0);
+    Ok((SegmentHeader::decode(path, &bytes, length)?, file))
+}
+
+/// Reads a segment whose header is right: only then is the length of the file to be believed.
+fn read_segment(env: &Env, path: &Path) -> Result<(SegmentHeader, Vec<u8>)> {
+    let failed = |error| io_error("read", path, error);
+    let (header, file) = read_header(env, path)?;
+    let mut bytes = vec![0; header.length as usize];
     file.read_at(0, &mut bytes).map_err(failed)?;
     Ok((header, bytes))
 }
@@ -133,6 +154,9 @@ struct Walk<'a> {
     position: u64,
     last_sequence: u64,
     chain: u32,
+    mask: Mask,
+    /// The address of the segment's first batch.
+    address: u64,
     is_last: bool,
     /// Where each batch begins.
     starts: Vec<u64>,
@@ -141,7 +165,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn replay(&mut self, after: u64, replay: &mut dyn FnMut(u64, Bytes) -> Result<()>) -> Result<Tail> {
+    fn replay(&mut self, after: u64, replay: &mut Replay<'_>) -> Result<Tail> {
         loop {
             let Some(header) = self.header_here()? else { return self.judge_end() };
             let start = self.position as usize + RECORD_HEADER_BYTES;
@@ -151,7 +175,7 @@ impl Walk<'_> {
             }
             // Masked bytes are needed again if it turns out to be bad.
             let mut rest = self.bytes[start..end].to_vec();
-            if !header.reveal(&mut rest) {
+            if !header.reveal(&mut rest, self.mask) {
                 return self.judge_record(end);
             }
             rest.truncate(header.length as usize);
@@ -161,7 +185,8 @@ impl Walk<'_> {
             self.proved_durable = header.proves_durable();
             self.position = end as u64;
             if header.sequence > after {
-                replay(header.sequence, Bytes::from(rest))?;
+                let address = self.address + (start as u64 - SEGMENT_HEADER_BYTES);
+                replay(header.sequence, address, Bytes::from(rest))?;
             }
         }
     }

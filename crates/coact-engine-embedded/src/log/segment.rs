@@ -20,6 +20,8 @@ pub(super) struct SegmentHeader {
     pub(super) length: u64,
     pub(super) first: u64,
     pub(super) chain: u32,
+    /// The address of the segment's first batch.
+    pub(super) address: u64,
 }
 
 impl SegmentHeader {
@@ -30,6 +32,7 @@ impl SegmentHeader {
         bytes[12..20].copy_from_slice(&self.length.to_le_bytes());
         bytes[20..28].copy_from_slice(&self.first.to_le_bytes());
         bytes[28..32].copy_from_slice(&self.chain.to_le_bytes());
+        bytes[32..40].copy_from_slice(&self.address.to_le_bytes());
         let checksum = crc32c::crc32c(&bytes[..60]);
         bytes[60..64].copy_from_slice(&checksum.to_le_bytes());
         bytes
@@ -56,7 +59,7 @@ impl SegmentHeader {
                 ),
             ));
         }
-        let found = Self { length: long(12), first: long(20), chain: word(28) };
+        let found = Self { length: long(12), first: long(20), chain: word(28), address: long(32) };
         if found.length != file_bytes {
             let what = if file_bytes < found.length { "truncated" } else { "extended" };
             let why = format!("the file has {file_bytes} bytes instead of {}: it was {what}", found.length);
@@ -64,6 +67,9 @@ impl SegmentHeader {
         }
         if !SEQUENCES.contains(&found.first) {
             return damaged("no batch can have the sequence that the header begins with");
+        }
+        if found.address > u64::MAX / 2 {
+            return damaged("no batch can have the address that the header begins with");
         }
         Ok(found)
     }
@@ -74,9 +80,9 @@ pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
 }
 
 /// Creates a durable segment without batches.
-pub(super) fn create(env: &Env, dir: &Path, first: u64, length: u64, chain: u32) -> Result<Box<dyn DiskFile>> {
-    fill(env, &dir.join(super::PREPARED), length)?;
-    begin(env, dir, super::PREPARED, first, length, chain)
+pub(super) fn create(env: &Env, dir: &Path, header: SegmentHeader) -> Result<Box<dyn DiskFile>> {
+    fill(env, &dir.join(super::PREPARED), header.length)?;
+    begin(env, dir, super::PREPARED, header)
 }
 
 /// Writes a file of zeros, durably.
@@ -96,18 +102,11 @@ pub(super) fn fill(env: &Env, path: &Path, length: u64) -> Result<()> {
 }
 
 /// Gives a file of zeros its header and its name, durably.
-pub(super) fn begin(
-    env: &Env,
-    dir: &Path,
-    prepared: &str,
-    first: u64,
-    length: u64,
-    chain: u32,
-) -> Result<Box<dyn DiskFile>> {
-    let (from, to) = (dir.join(prepared), path(dir, first));
+pub(super) fn begin(env: &Env, dir: &Path, prepared: &str, header: SegmentHeader) -> Result<Box<dyn DiskFile>> {
+    let (from, to) = (dir.join(prepared), path(dir, header.first));
     let failed = |error| io_error("begin the log segment", &to, error);
     let file = env.disk().open(&from, OpenMode::Write).map_err(failed)?;
-    file.write_at(0, &SegmentHeader { length, first, chain }.encode()).map_err(failed)?;
+    file.write_at(0, &header.encode()).map_err(failed)?;
     file.sync().map_err(failed)?;
     fail::fail_point!("log.rotate.before-rename");
     env.disk().rename(&from, &to).map_err(failed)?;

@@ -38,7 +38,7 @@ fn open(dir: &Path, after: u64) -> Result<Opened> {
 fn open_in(env: &Env, dir: &Path, after: u64) -> Result<Opened> {
     let mut batches = Vec::new();
     let options = LogOptions { segment_bytes: SEGMENT };
-    let log = Log::open(env, dir, options, after, &mut |sequence, batch| {
+    let log = Log::open(env, dir, options, after, &[], &mut |sequence, _, batch| {
         batches.push((sequence, batch));
         Ok(())
     })?;
@@ -146,7 +146,7 @@ fn reads_back_what_was_written_over_segments_and_drops() {
     assert!(files(place.path(), ".seg").len() > 3);
     let (mut log, batches) = open(place.path(), 0).expect("it opens");
     assert_eq!(batches, expected(40));
-    log.drop_through(20).expect("dropped");
+    log.drop_through(20, &[]).expect("dropped");
     assert_eq!(log.append(&payload(41)).expect("written"), 41);
     log.sync().expect("synced");
     drop(log);
@@ -167,7 +167,7 @@ fn a_drop_removes_exactly_what_no_recovery_needs() {
         let place = copy(place.path());
         let (mut log, _) = open_in(&machine::without_threads(), place.path(), 0).expect("it opens");
         let bytes = log.bytes_after(sequence);
-        log.drop_through(sequence).expect("dropped");
+        log.drop_through(sequence, &[]).expect("dropped");
         assert_eq!(log.bytes_after(sequence), bytes, "{sequence}: what was dropped did not count");
         let kept = files(place.path(), ".seg");
         let expected_bytes = (kept.len() as u64 - 1) * SEGMENT + log.position;
@@ -386,8 +386,8 @@ fn an_error_of_the_replay_ends_the_opening() {
     let place = directory();
     write(place.path(), 3);
     let options = LogOptions { segment_bytes: SEGMENT };
-    let refuse = &mut |sequence, _| if sequence == 2 { Err(Error::invalid("no")) } else { Ok(()) };
-    let error = Log::open(&Env::real(), place.path(), options, 0, refuse).err().expect("refused");
+    let refuse = &mut |sequence, _, _| if sequence == 2 { Err(Error::invalid("no")) } else { Ok(()) };
+    let error = Log::open(&Env::real(), place.path(), options, 0, &[], refuse).err().expect("refused");
     assert_eq!(error.to_string(), "no");
 }
 

@@ -47,15 +47,29 @@ impl<'a> Transaction<'a> {
         Self { state, frame, time_ms, events: Vec::new() }
     }
 
-    /// Runs a request. An error changes nothing.
+    /// Runs a request as a frame of its own. An error changes nothing.
     pub(crate) fn run(mut self, request: &TxnRequest) -> FlatResult<TxnResponse> {
-        let mut plan = Plan::default();
-        self.decide(request, &mut plan);
-        self.check(request, &mut plan, &mut 0)?;
-        let mut response = self.apply(request, &mut plan.failed.into_iter());
+        let mut response = self.execute(request)?;
         self.commit();
         response.revision = self.state.applied;
         Ok(response)
+    }
+
+    /// Runs a request as a part of the frame that is being written, and returns the revision that the frame then has;
+    /// zero if the request writes nothing. An error changes nothing.
+    pub(crate) fn run_in_frame(mut self, request: &TxnRequest) -> FlatResult<(TxnResponse, u64)> {
+        let mut response = self.execute(request)?;
+        let revision = self.revision();
+        self.state.end_commit(self.time_ms, std::mem::take(&mut self.events));
+        response.revision = self.state.applied;
+        Ok((response, revision))
+    }
+
+    fn execute(&mut self, request: &TxnRequest) -> FlatResult<TxnResponse> {
+        let mut plan = Plan::default();
+        self.decide(request, &mut plan);
+        self.check(request, &mut plan, &mut 0)?;
+        Ok(self.apply(request, &mut plan.failed.into_iter()))
     }
 
     /// Grants a lease.
@@ -82,9 +96,13 @@ impl<'a> Transaction<'a> {
     }
 
     fn commit(&mut self) {
-        let revision = if self.events.is_empty() { 0 } else { self.state.applied + 1 };
-        self.frame.finish_frame(self.time_ms, revision);
+        self.frame.finish_frame(self.time_ms, self.revision());
         self.state.end_commit(self.time_ms, std::mem::take(&mut self.events));
+    }
+
+    /// What the frame's revision is: zero without events.
+    fn revision(&self) -> u64 {
+        if self.events.is_empty() { 0 } else { self.state.applied + 1 }
     }
 
     fn decide(&self, request: &TxnRequest, plan: &mut Plan) {

@@ -22,6 +22,7 @@ pub(crate) use lease::{LeaseTable, MAX_LEASE};
 use crate::{
     flat::{Event, FlatError, FlatResult, Record},
     frame::{Change, Frame},
+    message::Messages,
 };
 
 /// The revision of an empty store, as in etcd.
@@ -280,7 +281,7 @@ impl State {
     }
 
     /// Applies a frame of the log while recovering. Everything applied is visible.
-    pub(crate) fn replay(&mut self, frame: Frame, now: Instant) -> Result<(), String> {
+    pub(crate) fn replay(&mut self, frame: Frame, messages: &mut Messages, now: Instant) -> Result<(), String> {
         let mut events = Vec::new();
         for change in frame.changes {
             match change {
@@ -301,6 +302,7 @@ impl State {
                 Change::LeaseEnded { id } => {
                     self.leases.end(id, now);
                 }
+                Change::Message { change, body } => messages.apply(change, body, now)?,
             }
         }
         self.end_commit(frame.time_ms, events);

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    body::Bodies,
     flat::{
         Answer, Compare, DeleteRequest, KeyRange, Op, PutRequest, RangeRequest, Relation, Sort, SortBy, Target,
         TxnRequest,
@@ -127,8 +128,8 @@ impl Harness {
         let mut state = State::new(false);
         let now = coact_core::env::Env::real().now();
         for (sequence, batch) in self.log.iter().enumerate() {
-            for frame in decode_batch(sequence as u64, Bytes::copy_from_slice(batch)).expect("valid") {
-                state.replay(frame, now).expect("consistent");
+            for frame in decode_batch(sequence as u64, 0, Bytes::copy_from_slice(batch)).expect("valid") {
+                state.replay(frame, &mut Messages::new(Arc::new(Bodies::new(None))), now).expect("consistent");
             }
         }
         assert_eq!(

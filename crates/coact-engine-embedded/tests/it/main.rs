@@ -4,4 +4,5 @@
 mod crash;
 mod engine;
 mod faults;
+mod messages;
 mod simulation;

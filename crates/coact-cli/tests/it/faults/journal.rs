@@ -21,6 +21,9 @@ pub(super) struct Line {
     pub(super) number: u64,
 }
 
+/// Every line has so many bytes, of which a page holds a whole number.
+const LINE_BYTES: usize = 64;
+
 /// The file.
 #[derive(Clone, Debug)]
 pub(super) struct Journal(PathBuf);
@@ -30,15 +33,19 @@ impl Journal {
         Self(path.to_owned())
     }
 
-    /// Appends a line, in one write: it is there as a whole or not at all.
+    /// Appends a line, in one write: it is there as a whole or not at all. A kill may end a write at the end of a page,
+    /// so no line crosses one.
     pub(super) fn note(&self, who: &str, what: &str, number: u64) {
         let mut file = File::options().create(true).append(true).open(&self.0).expect("the journal opens");
-        file.write_all(format!("{who} {what} {number}\n").as_bytes()).expect("the journal is written");
+        let line = format!("{:<1$}\n", format!("{who} {what} {number}"), LINE_BYTES - 1);
+        assert_eq!(line.len(), LINE_BYTES, "{line}");
+        file.write_all(line.as_bytes()).expect("the journal is written");
     }
 
     pub(super) fn lines(&self) -> Vec<Line> {
         let text = std::fs::read_to_string(&self.0).unwrap_or_default();
-        text.lines().map(Line::read).collect()
+        // The last one may be on its way.
+        text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')).map(Line::read).collect()
     }
 
     /// The number that somebody noted with this, if it did.

@@ -36,7 +36,7 @@ fn work(env: &coact_core::env::Env, synced: &mut Synced) -> Result<()> {
             let mut snapshot = SnapshotWriter::create(env, dir, sequence)?;
             snapshot.write_block(b"state")?;
             snapshot.finish()?;
-            log.drop_through(sequence)?;
+            log.drop_through(sequence, &[])?;
         }
     }
     Ok(())
