@@ -2,7 +2,9 @@
 
 mod consumer;
 mod group;
+mod history;
 mod identity;
+mod lag;
 mod parked;
 mod partition;
 mod producer;
@@ -11,6 +13,8 @@ mod run;
 
 pub use consumer::{Consumer, ConsumerOptions, Delivery, Position, Settling, Start};
 pub use group::{GROUP_NEEDS, TopicPartition};
+pub use history::{History, MINUTES_KEPT, SECONDS_KEPT, Sample};
+pub use lag::{Committed, GroupLag, GroupMember, Monitor, PartitionLag, TopicStats};
 pub use parked::{Parked, ParkedKey};
 pub use partition::partition_of;
 pub use producer::{NAME_NEEDS, NEEDS, Placed, Producer, ProducerOptions, Receipt, Transaction};

@@ -11,6 +11,7 @@ mod lock_chaos;
 mod lock_faults;
 mod model;
 mod mq_group;
+mod mq_lag;
 mod mq_producer;
 mod mq_retry;
 mod multi;
