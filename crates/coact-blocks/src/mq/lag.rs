@@ -1,6 +1,6 @@
 //! Monitoring: who is in a group, how far it came, how far behind it is, and what it has put aside. Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use coact_core::{
     Error, ErrorKind, Result,
@@ -36,7 +36,7 @@ pub struct GroupLag {
     pub rebalancing: bool,
     /// Its members, oldest first: the first one coordinates.
     pub members: Vec<GroupMember>,
-    /// Its partitions: those that are assigned, or for which it has committed.
+    /// Its partitions: those that its members want, or for which it has committed.
     pub partitions: Vec<PartitionLag>,
     /// The keys whose records it has put aside.
     pub parked: Vec<ParkedKey>,
@@ -147,6 +147,13 @@ impl Monitor {
         let mut places: BTreeMap<TopicPartition, Option<String>> = BTreeMap::new();
         for GroupOffset { topic, partition, .. } in &offsets {
             places.insert(TopicPartition { topic: topic.clone(), partition: *partition }, None);
+        }
+        // What is wanted counts before it is assigned: a group that has not begun is behind.
+        for topic in members.iter().flat_map(|member| &member.topics).collect::<BTreeSet<_>>() {
+            let Ok(topic) = Topic::new(topic) else { continue };
+            let count = self.streams.topic(&topic).await?.map_or(0, |info| info.spec.partitions);
+            let place = |partition| TopicPartition { topic: topic.clone(), partition };
+            places.extend((0..count).map(|partition| (place(partition), None)));
         }
         for member in &members {
             let of_member = member.partitions.iter().map(|place| (place.clone(), Some(member.incarnation.clone())));

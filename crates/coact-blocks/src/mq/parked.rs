@@ -52,7 +52,7 @@ impl Parked {
     /// The parked keys of a group, in the store in which it meets.
     ///
     /// # Errors
-    /// None today; the names were checked.
+    /// `Invalid` if the group's name makes no dir.
     pub fn open(kv: &KvHandle, realm: &Realm, group: &Group) -> Result<Self> {
         Ok(Self { kv: kv.clone(), dir: dir(realm, group)? })
     }

@@ -22,6 +22,8 @@ async fn lag_is_in_messages_and_in_time_and_never_committed_is_its_own_state() {
     assert_eq!(monitor.group(&bed.group).await.expect_err("unknown").kind(), ErrorKind::NotFound);
 
     let (one, two) = (bed.join(1).await, bed.join(2).await);
+    let early = monitor.group(&bed.group).await.expect("reads");
+    assert_eq!(early.partitions.len(), 2, "what is wanted counts before it is assigned");
     until("they share", || is_complete(&[&one, &two], 2)).await;
     let empty = monitor.group(&bed.group).await.expect("reads");
     assert_eq!((empty.messages(), empty.age_ms(), empty.rebalancing), (Some(0), None, false));
