@@ -30,6 +30,8 @@ pub enum PlantedBug {
     TrustLeaseForId,
     /// A lock takes a wake-up for the grant, without looking again.
     SkipReverify,
+    /// A worker of a queue never extends its claims.
+    SkipHeartbeat,
     /// The embedded engine appends delayed records and keeps them all the same.
     FireDelayTwice,
     /// The embedded engine takes commits of any generation.
