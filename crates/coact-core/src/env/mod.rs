@@ -34,6 +34,8 @@ pub enum PlantedBug {
     CommitOldGeneration,
     /// A record that failed goes behind the later ones of its key.
     RetryOutOfOrder,
+    /// A worker of a queue never extends its claims.
+    SkipHeartbeat,
     /// The embedded engine appends delayed records and keeps them all the same.
     FireDelayTwice,
     /// The embedded engine takes commits of any generation.
