@@ -10,5 +10,6 @@ fn main() -> ExitCode {
 }
 
 async fn open(url: String) -> Result<KvHandle> {
-    Registry::default().with(coact_engine_etcd::driver()).open(url.parse()?, Env::real()).await
+    let store = Registry::default().with(coact_engine_etcd::driver()).open(url.parse()?, Env::real()).await?;
+    Ok(store.kv().clone())
 }
