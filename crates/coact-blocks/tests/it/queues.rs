@@ -143,15 +143,19 @@ impl Queues {
     }
 
     fn with<T>(&self, queue: &Queue, change: impl FnOnce(&mut QueueState, u64) -> Result<T>) -> Result<T> {
+        let answer = self.quietly(queue, change);
+        self.0.changed.send_modify(|version| *version += 1);
+        answer
+    }
+
+    /// As [`with`](Self::with), without waking claims that wait: for what makes no job ready.
+    fn quietly<T>(&self, queue: &Queue, change: impl FnOnce(&mut QueueState, u64) -> Result<T>) -> Result<T> {
         let now_ms = self.now_ms();
         let mut state = self.0.state.lock();
         let unknown = || Error::new(ErrorKind::NotFound, format!("there is no queue {queue}: create it first"));
         let found = state.queues.get_mut(queue).ok_or_else(unknown)?;
         found.tick(now_ms);
-        let answer = change(found, now_ms);
-        drop(state);
-        self.0.changed.send_modify(|version| *version += 1);
-        answer
+        change(found, now_ms)
     }
 
     async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>> {
@@ -159,7 +163,7 @@ impl Queues {
         loop {
             let mut changed = self.0.changed.subscribe();
             let mut next_ms = deadline_ms;
-            let claimed = self.with(&claim.queue, |queue, now_ms| {
+            let claimed = self.quietly(&claim.queue, |queue, now_ms| {
                 let claimed = queue.claim(&claim, now_ms);
                 next_ms = next_ms.min(queue.next_ms(now_ms));
                 Ok(claimed)
@@ -167,7 +171,6 @@ impl Queues {
             if !claimed.is_empty() || self.now_ms() >= deadline_ms {
                 return Ok(claimed);
             }
-            changed.mark_unchanged();
             let pause = Duration::from_millis(next_ms.saturating_sub(self.now_ms()).max(1));
             let _ = self.0.clock.env().timeout(pause, changed.changed()).await;
         }
