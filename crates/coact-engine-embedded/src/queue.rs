@@ -238,7 +238,7 @@ impl QueueStore for EmbeddedQueues {
             .ask(queue, 0, move |work, queue| {
                 let now_ms = work.time_ms;
                 let queue = state_of(work.messages, queue)?;
-                let jobs = queue.jobs().from(&after.map_or(0, |id| id.0 + 1));
+                let jobs = queue.jobs().from(&after.map_or(0, |id| id.0.saturating_add(1)));
                 let found = jobs.filter_map(|(id, _)| Found::one(queue, now_ms, *id));
                 Ok(found.filter(|found| found.state == state).take(limit).collect())
             })

@@ -1,10 +1,10 @@
 //! The user's side of the stream contract: checks every request against the limits, and has no type parameter.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     Append, Appended, Batch, Bounds, DELAY_MAX, DelayId, DelayStats, Delayed, Fetched, GroupInfo, Offset, OffsetCommit,
-    Pending, Read, Record, Seek, StreamGuarantees, StreamStore, TopicInfo, TopicSpec,
+    Pending, Read, Record, Seek, StreamGuarantees, StreamLimits, StreamStore, TopicInfo, TopicSpec,
 };
 use crate::{
     contract::{
@@ -14,7 +14,7 @@ use crate::{
     },
     env::Env,
     error::{Error, ErrorKind, Result},
-    guarantees::{Accepted, Needs},
+    guarantees::{Accepted, Limits, Needs},
     name::{Group, Topic},
 };
 
@@ -166,11 +166,12 @@ impl StreamHandle {
     /// Reads batches from one partition.
     ///
     /// # Errors
-    /// `NotFound` for an unknown topic or partition, `Corrupt` with the place if what is stored is damaged.
+    /// `Invalid` for a wait that is not allowed, `NotFound` for an unknown topic or partition, `Corrupt` with the place if what is stored is damaged.
     ///
     /// # Cancel safety
     /// Safe: a read has no effect.
     pub async fn read(&self, read: Read) -> Result<Fetched> {
+        check_wait(&self.guarantees.limits, read.wait)?;
         self.store.read(read).await
     }
 
@@ -218,6 +219,9 @@ impl StreamHandle {
         commit.appends.iter().try_for_each(|append| self.check_append(append))?;
         commit.delayed.iter().try_for_each(|delayed| self.check_delayed(delayed))?;
         commit.offsets.iter().try_for_each(check_offsets)?;
+        if let Some((realm, txn)) = &commit.kv {
+            txn.check(realm, &Limits::PORTABLE)?;
+        }
         commit.jobs.iter().try_for_each(|(_, job)| check_job(&self.guarantees.limits, job))?;
         if commit.bytes() > self.guarantees.limits.batch_bytes * 4 {
             let (have, most) = (commit.bytes(), self.guarantees.limits.batch_bytes * 4);
@@ -406,6 +410,15 @@ impl From<&Record> for Batch {
     fn from(record: &Record) -> Self {
         Self::new([record])
     }
+}
+
+/// Refuses a wait that no engine would take.
+pub(crate) fn check_wait(limits: &StreamLimits, wait: Duration) -> Result<()> {
+    let most = limits.wait_max;
+    if wait > most {
+        return Err(Error::invalid(format!("a wait of {wait:?} is not allowed: use up to {most:?}")));
+    }
+    Ok(())
 }
 
 fn check_offsets(offsets: &OffsetCommit) -> Result<()> {
