@@ -166,11 +166,13 @@ impl StreamHandle {
     /// Reads batches from one partition.
     ///
     /// # Errors
-    /// `NotFound` for an unknown topic or partition, `Corrupt` with the place if what is stored is damaged.
+    /// `Invalid` for a wait that is too long, `NotFound` for an unknown topic or partition, `Corrupt` with the place if
+    /// what is stored is damaged.
     ///
     /// # Cancel safety
     /// Safe: a read has no effect.
     pub async fn read(&self, read: Read) -> Result<Fetched> {
+        self.guarantees.limits.check_wait(read.wait)?;
         self.store.read(read).await
     }
 
