@@ -34,9 +34,9 @@ cases! {
             .map(|appended| appended.expect("taken"))
             .collect()
             .await;
-        for number in 3..8 {
+        for (number, first) in appended.iter().enumerate().skip(3) {
             let again = append(&cx.streams, &topic, 1, 0, 2 * number as u64).await.expect("it is known");
-            assert_eq!(again, Appended { duplicate: true, ..appended[number] });
+            assert_eq!(again, Appended { duplicate: true, ..*first });
         }
         let next = append(&cx.streams, &topic, 1, 0, 16).await.expect("taken");
         assert!(!next.duplicate);
