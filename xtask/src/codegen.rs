@@ -1,5 +1,5 @@
-//! `cargo xtask codegen`: the etcd v3 wire types and gRPC stubs, from the `.proto` files in
-//! `crates/coact-engine-etcd/proto`.
+//! `cargo xtask codegen`: the wire types and gRPC stubs of etcd v3 and of coact's own services, from the `.proto` files
+//! in `crates/coact-engine-etcd/proto`.
 //!
 //! The result is committed, so that building coact needs neither `protoc` nor a build script. The whole
 //! path is Rust: protox parses, prost and tonic generate, prettyplease formats.
@@ -13,9 +13,18 @@ use tempfile::TempDir;
 
 const PROTO_DIR: &str = "crates/coact-engine-etcd/proto";
 const WIRE_DIR: &str = "crates/coact-engine-etcd/src/wire";
-const PROTOS: [&str; 4] = ["kv.proto", "rpc.proto", "v3lock.proto", "v3election.proto"];
+const PROTOS: [&str; 8] = [
+    "kv.proto",
+    "rpc.proto",
+    "v3lock.proto",
+    "v3election.proto",
+    "coact/common.proto",
+    "coact/queue.proto",
+    "coact/commit.proto",
+    "coact/stream.proto",
+];
 /// What comes out: one file for each protobuf package.
-const GENERATED: [&str; 4] = ["mvccpb.rs", "etcdserverpb.rs", "v3lockpb.rs", "v3electionpb.rs"];
+const GENERATED: [&str; 5] = ["mvccpb.rs", "etcdserverpb.rs", "v3lockpb.rs", "v3electionpb.rs", "coact.v1.rs"];
 
 /// Generates, and writes the files that have changed.
 pub(crate) fn run() -> Result<()> {

@@ -18,6 +18,13 @@ impl Backoff {
         Self { env: env.clone(), first, next: first, longest }
     }
 
+    /// The pause after so many failures of something that is not kept here: from half to the whole of a length that
+    /// doubles with each, up to `longest`.
+    pub(crate) fn after(env: &Env, first: Duration, longest: Duration, failures: u32) -> Duration {
+        let doubled = first.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1)));
+        Self::new(env, doubled.min(longest), longest).next_pause()
+    }
+
     /// Waits, longer each time.
     pub(crate) async fn pause(&mut self) {
         let pause = self.next_pause();

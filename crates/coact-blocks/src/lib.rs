@@ -8,6 +8,7 @@ pub mod directory;
 pub mod id;
 pub mod lock;
 pub mod mq;
+pub mod queue;
 mod session;
 
 pub use session::{Session, SessionOptions};

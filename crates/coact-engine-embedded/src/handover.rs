@@ -109,7 +109,7 @@ async fn step(
         Ok(found) => due.into_iter().zip(found).collect(),
         Err(_) => one_by_one(env, bodies, due, damaged).await,
     };
-    let twice = env.planted(PlantedBug::FireDelayTwice);
+    let twice = env.planted(PlantedBug::FireDelayTwice) && env.random().is_multiple_of(16);
     ask_through(requests, move |work| {
         hand_over(work, records, twice);
         Ok(true)

@@ -93,10 +93,15 @@ impl Connections {
 
     /// The next connection in turn.
     pub(crate) fn line(&self) -> Result<Line> {
-        self.line_in(self.turn.fetch_add(1, Relaxed) % LINES)
+        self.line_in(self.slot())
     }
 
-    fn line_in(&self, slot: usize) -> Result<Line> {
+    /// The place of a connection: whoever keeps to one gets a fresh connection there after it was replaced.
+    pub(crate) fn slot(&self) -> usize {
+        self.turn.fetch_add(1, Relaxed) % LINES
+    }
+
+    pub(crate) fn line_in(&self, slot: usize) -> Result<Line> {
         self.lines.lock().get(slot).cloned().ok_or_else(|| closed(&self.config.description))
     }
 

@@ -6,7 +6,7 @@ use std::{error::Error as StdError, fmt, io, time::Duration};
 use coact_core::{Error, ErrorKind, Retry};
 use tonic::{Code, ConnectError, Status};
 
-use crate::config::Flavour;
+use crate::{config::Flavour, messages};
 
 /// The server that was asked, for messages.
 #[derive(Clone, Debug)]
@@ -57,9 +57,17 @@ impl Failure {
         Self { error, elsewhere: true, unreachable: false }
     }
 
+    /// What a coact node says in its own words: the error as its engine gave it.
+    pub(crate) fn told(error: Error) -> Self {
+        Self { elsewhere: error.kind() == ErrorKind::Unavailable, error, unreachable: false }
+    }
+
     pub(crate) fn of(status: &Status, peer: &Peer, access: Access) -> Self {
         if let Some(cause) = connect_cause(status) {
             return Self { error: unreachable(peer, &cause), elsewhere: true, unreachable: true };
+        }
+        if let Some(error) = messages::failure::error(status) {
+            return Self::told(error);
         }
         let message = status.message();
         let text = message.trim_start_matches("etcdserver: ").trim_start_matches("mvcc: ");

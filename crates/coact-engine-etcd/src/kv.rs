@@ -10,21 +10,20 @@ use coact_core::{
         Check, Entry, Feed, Found, KvHandle, KvStore, Lease, LeaseId, Order, Page, Read, ReadAt, Revision, Scope, Txn,
         TxnOutcome, Write,
     },
-    env::Env,
     guarantees::{
-        Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp, WatchFrom,
+        Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, OnPartition, WakeUp,
+        WatchFrom,
     },
     name::{Dir, Key, Namespace, Realm},
-    url::Url,
 };
 use tonic::metadata::MetadataMap;
 
 use crate::{
-    config::Config,
     connection::{ANSWER_BYTES_MAX, Connections},
     credentials::Wire,
     errors::{Access, closed, malformed},
     lease::{Renewals, granted, seconds},
+    messages::durability,
     watch::{Range, Watches},
     wire::{
         etcdserverpb::{
@@ -51,11 +50,8 @@ const EAGER_TRIES: u32 = 4;
 /// The longest pause of an increment that keeps failing.
 const INCREMENT_PAUSE_MAX: Duration = Duration::from_millis(50);
 
-pub(crate) async fn open(url: Url, env: Env) -> Result<KvHandle> {
-    let config = Config::from_url(&url)?;
-    let accepted = url.accepted()?;
-    let connections = Arc::new(Connections::new(config, env.clone())?);
-    connections.log_in().await?;
+pub(crate) async fn open(connections: Arc<Connections>, accepted: Accepted) -> Result<KvHandle> {
+    let env = connections.env.clone();
     let guarantees = probe(&connections).await?;
     let store = EtcdKv {
         guarantees,
@@ -114,15 +110,7 @@ fn check_version(connections: &Connections, version: &str) -> Result<()> {
 fn reported_durability(metadata: &MetadataMap) -> Result<Option<Durability>> {
     let Some(value) = metadata.get("coact-durability") else { return Ok(None) };
     let text = value.to_str().unwrap_or_default();
-    let durability = match text.split_once(':') {
-        None if text == "quorum" => Some(Durability::Quorum),
-        None if text == "sync" => Some(Durability::Sync),
-        None if text == "os" => Some(Durability::Os),
-        None if text == "memory" => Some(Durability::Memory),
-        Some(("interval", ms)) => ms.parse().ok().map(|ms| Durability::Interval(Duration::from_millis(ms))),
-        _ => None,
-    };
-    durability.map(Some).ok_or_else(|| {
+    durability(text).map(Some).ok_or_else(|| {
         Error::new(
             ErrorKind::Unsupported,
             format!("the node declares durability {text:?}, which this client does not know: use a newer client"),

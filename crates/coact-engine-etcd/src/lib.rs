@@ -18,8 +18,12 @@
 //! lease that is granted here also holds the key `namespace/.lease//ID`, which is how a transaction checks that the
 //! lease is alive. Do not delete those by hand.
 //!
+//! `etcd://` has the Kv contract. `coact://` also has streams and queues, over services of the node's own
+//! (`coact.v1`), with the guarantees that the node declares; one of an earlier version has Kv only.
+//!
 //! One handle keeps a few connections for requests, and over them **one** watch stream for every watch and every
-//! waiter, and **one** keep-alive stream for every lease. All of them move to the next server when theirs fails.
+//! waiter, **one** keep-alive stream for every lease, and **one** session each for streams and for queues, which carries
+//! what is asked often. All of them move to the next server when theirs fails.
 
 mod config;
 mod connection;
@@ -28,15 +32,41 @@ mod errors;
 mod http;
 mod kv;
 mod lease;
+pub mod messages;
+mod node;
 mod watch;
 pub mod wire;
 
+use std::sync::Arc;
+
+use coact_core::{
+    Result,
+    env::Env,
+    registry::{Driver, Store},
+    url::Url,
+};
+
 pub use http::{Answer, NodeHttp};
 
-/// The driver for the schemes `etcd` and `coact`.
-pub fn driver() -> coact_core::registry::Driver {
-    coact_core::registry::Driver {
-        schemes: &["etcd", "coact"],
-        open: |url, env| Box::pin(async move { Ok(kv::open(url, env).await?.into()) }),
+use crate::{
+    config::{Config, Flavour},
+    connection::Connections,
+};
+
+/// The driver for the schemes `etcd`, which has the Kv contract, and `coact`, which has those of the node.
+pub fn driver() -> Driver {
+    Driver { schemes: &["etcd", "coact"], open: |url, env| Box::pin(open(url, env)) }
+}
+
+async fn open(url: Url, env: Env) -> Result<Store> {
+    let config = Config::from_url(&url)?;
+    let accepted = url.accepted()?;
+    let flavour = config.flavour;
+    let connections = Arc::new(Connections::new(config, env)?);
+    connections.log_in().await?;
+    let kv = kv::open(connections.clone(), accepted.clone()).await?;
+    match flavour {
+        Flavour::Etcd => Ok(kv.into()),
+        Flavour::Node => node::open(&connections, kv, accepted).await,
     }
 }

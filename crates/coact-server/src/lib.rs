@@ -1,4 +1,5 @@
-//! A coact node: the embedded engine behind one port that speaks etcd v3 gRPC, health and metrics.
+//! A coact node: the embedded engine behind one port that speaks etcd v3 gRPC, coact's own for streams and queues, health
+//! and metrics.
 //!
 //! ```text
 //!            one port, 127.0.0.1:7070
@@ -6,12 +7,14 @@
 //!                                              ├─► auth     /v1/auth
 //!                                              └─► grpc ──► check ► access ► convert ► engine ► convert
 //!                                                    │        (kv watch lease cluster maintenance lock election)
+//!                                                    │  desk ──► engine     (streams queues, unary and in a session)
 //!                                                    └─ metrics: every call is counted by one layer
 //! ```
 //!
 //! | path | who asks | answer |
 //! |---|---|---|
 //! | `/etcdserverpb.*`, `/v3lockpb.Lock`, `/v3electionpb.Election` | etcdctl, every etcd v3 client, `coact://` | gRPC |
+//! | `/coact.v1.Streams`, `/coact.v1.Queues` | `coact://`, every gRPC client | gRPC: the stream and queue contracts |
 //! | `/healthz` | what restarts the node | 503 once a failed write stopped the engine: a restart recovers it |
 //! | `/readyz` | what routes to the node | 503 also while it shuts down |
 //! | `/metrics` | Prometheus | every metric begins with `coact_` |

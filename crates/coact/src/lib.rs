@@ -27,7 +27,7 @@
 //! What each engine promises is in [`Guarantees`]; what a block needs is checked when it opens, and refused with a
 //! message that names both sides. See the repository's README for the table of blocks and engines.
 
-pub use coact_blocks::{Session, SessionOptions, directory, id, lock};
+pub use coact_blocks::{Session, SessionOptions, directory, id, lock, mq, queue};
 pub use coact_core::{
     Effect, Error, ErrorKind, Result, Retry,
     contract::kv::KvHandle,

@@ -21,7 +21,7 @@ pub(crate) enum Role {
         /// What tokens call it.
         name: String,
         /// What it allows, 'NAMESPACE BLOCK VERBS [PREFIX]', for example 'shop lock read,write deploy/'. NAMESPACE and
-        /// BLOCK may be *; BLOCK is kv, lock, directory, config, id, session or metrics; VERBS are of
+        /// BLOCK may be *; BLOCK is kv, lock, directory, config, id, session, mq, queue or metrics; VERBS are of
         /// read, write, admin.
         #[arg(long = "allow", value_name = "PERMISSION", required = true)]
         allow: Vec<Permission>,

@@ -30,6 +30,12 @@ pub enum PlantedBug {
     TrustLeaseForId,
     /// A lock takes a wake-up for the grant, without looking again.
     SkipReverify,
+    /// A consumer that was fenced takes the group's newest generation for its own, and commits in it.
+    CommitOldGeneration,
+    /// A record that failed goes behind the later ones of its key.
+    RetryOutOfOrder,
+    /// A worker of a queue never extends its claims.
+    SkipHeartbeat,
     /// The embedded engine appends delayed records and keeps them all the same.
     FireDelayTwice,
     /// The embedded engine takes commits of any generation.

@@ -283,6 +283,8 @@ impl Log {
         self.file = segment::begin(&self.env, &self.dir, PREPARED, header)?;
         let segment = SegmentInfo::new(&segment::path(&self.dir, first), &header);
         self.reader.add(&segment);
+        // One without batches, left by a torn tail, had the same name: it was replaced.
+        self.segments.retain(|earlier| earlier.first != first);
         self.segments.push(segment);
         self.position = SEGMENT_HEADER_BYTES;
         self.prepare_next();

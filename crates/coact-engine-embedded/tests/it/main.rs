@@ -4,5 +4,6 @@
 mod crash;
 mod engine;
 mod faults;
+mod message_lives;
 mod messages;
 mod simulation;

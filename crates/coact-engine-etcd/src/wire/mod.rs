@@ -1,4 +1,4 @@
-//! The etcd v3 protocol as Rust types, with gRPC client and server stubs.
+//! The etcd v3 protocol, and coact's own services, as Rust types with gRPC client and server stubs.
 //!
 //! One module per protobuf package, named after it, because the generated code finds its neighbours by
 //! those names. A service `Foo` becomes `foo_client::FooClient` and, to be implemented, the trait
@@ -18,6 +18,11 @@
     clippy::disallowed_methods,
     reason = "generated code, which this project's lints are not for"
 )]
+
+/// Streams and queues, which a coact node serves beside etcd's protocol.
+#[rustfmt::skip]
+#[path = "coact.v1.rs"]
+pub mod coact_v1;
 
 /// Keys, values, leases, watches, the cluster and its upkeep.
 #[rustfmt::skip]

@@ -17,6 +17,7 @@ use coact_core::{
     error::Effect,
     guarantees::{Durability, Fence, OnPartition},
     name::{Dir, Key, Realm},
+    registry::Registry,
 };
 use coact_engine_etcd::wire::etcdserverpb::{CompactionRequest, PutRequest, RangeRequest, kv_client::KvClient};
 use fake::Fake;
@@ -484,6 +485,20 @@ async fn a_node_declares_the_durability_of_its_engine() {
     let port = Fake::declaring("memory").serve();
     let kv = open_node(port).await;
     assert_eq!((kv.guarantees().writes, kv.guarantees().fence), (Durability::Memory, Fence::PerProcess));
+}
+
+/// A node of an earlier version has no streams and queues, and etcd never has.
+#[tokio::test]
+async fn what_the_other_side_does_not_have_is_said_when_it_is_asked_for() {
+    let (port, etcd) = (Fake::default().serve(), Etcd::start().await);
+    for url in [format!("coact://127.0.0.1:{port}/main"), etcd.url("main")] {
+        let registry = Registry::default().with(coact_engine_etcd::driver());
+        let store = registry.open(url.parse().expect("a URL"), Env::real()).await.expect("Kv is there");
+        let errors = [store.streams().map(drop), store.queues().map(drop)].map(|lacks| lacks.expect_err("it has none"));
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -138,5 +138,6 @@ pub(crate) fn free_port() -> u16 {
 }
 
 pub(crate) async fn open(url: &str) -> Result<KvHandle> {
-    Registry::default().with(coact_engine_etcd::driver()).open(url.parse()?, Env::real()).await
+    let store = Registry::default().with(coact_engine_etcd::driver()).open(url.parse()?, Env::real()).await?;
+    Ok(store.kv().clone())
 }

@@ -18,7 +18,11 @@ use coact_testkit::{
 use futures::{StreamExt as _, future::join_all};
 
 async fn open(url: &str) -> Result<KvHandle> {
-    Registry::default().with(coact_engine_zookeeper::driver()).open(url.parse()?, Env::real()).await
+    Registry::default()
+        .with(coact_engine_zookeeper::driver())
+        .open(url.parse()?, Env::real())
+        .await
+        .map(|store| store.kv().clone())
 }
 
 async fn bed() -> ZookeeperBed {

@@ -71,7 +71,7 @@ pub(super) struct PermissionView {
     /// One, or `*`.
     #[schema(example = "shop")]
     namespace: String,
-    /// `kv`, `lock`, `directory`, `config`, `id`, `session`, `metrics` or `*`.
+    /// `kv`, `lock`, `directory`, `config`, `id`, `session`, `mq`, `queue`, `metrics` or `*`.
     #[schema(example = "lock")]
     block: String,
     /// `read`, `write` and `admin`, joined by commas.

@@ -53,6 +53,10 @@ pub enum Block {
     Id,
     /// Sessions.
     Session,
+    /// Topics and groups, by their names.
+    Mq,
+    /// Queues, by their names.
+    Queue,
     /// The page of metrics.
     Metrics,
     /// All of them. As the target of an access, it is allowed only by a permission for all of them.
@@ -63,8 +67,18 @@ impl Block {
     /// Every block that entries can be of.
     pub(super) const OF_ENTRIES: [Self; 6] =
         [Self::Kv, Self::Lock, Self::Directory, Self::Config, Self::Id, Self::Session];
-    const ALL: [Self; 8] =
-        [Self::Kv, Self::Lock, Self::Directory, Self::Config, Self::Id, Self::Session, Self::Metrics, Self::Every];
+    const ALL: [Self; 10] = [
+        Self::Kv,
+        Self::Lock,
+        Self::Directory,
+        Self::Config,
+        Self::Id,
+        Self::Session,
+        Self::Mq,
+        Self::Queue,
+        Self::Metrics,
+        Self::Every,
+    ];
 
     /// The name, as in permissions.
     pub const fn name(self) -> &'static str {
@@ -75,6 +89,8 @@ impl Block {
             Self::Config => "config",
             Self::Id => "id",
             Self::Session => "session",
+            Self::Mq => "mq",
+            Self::Queue => "queue",
             Self::Metrics => "metrics",
             Self::Every => "*",
         }

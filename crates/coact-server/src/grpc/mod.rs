@@ -1,28 +1,37 @@
-//! etcd v3 gRPC: each service in a file of its own, all of them on one [`Node`].
+//! gRPC: etcd v3, and coact's own services for streams and queues; each in a file of its own, all of them on one [`Node`].
 //!
 //! A handler checks the request as etcd does and in its order ([`check`]), translates it ([`convert`]), asks the
 //! engine, and translates back. Errors carry etcd's codes and messages ([`errors`]), which clients compare by text.
+//!
+//! coact's own services ([`stream`], [`queue`]) mirror the contracts of those names. What is asked often is in [`desk`],
+//! for the unary calls and for the [`session`], which carries many requests over one stream. Their messages are
+//! translated where the client does it too, in the engine for `coact://`, and errors keep their kind and effect.
 
 mod access;
 mod auth;
 mod check;
 mod cluster;
 mod convert;
+mod desk;
 mod election;
 mod errors;
 mod kv;
 mod lease;
 mod lock;
 mod maintenance;
+mod queue;
+mod session;
+mod stream;
 mod turn;
 mod watch;
 
 use std::convert::Infallible;
 
 use axum::{Router, extract::Request, http::Response};
-use coact_core::env::Env;
+use coact_core::{env::Env, guarantees::Accepted, name::Namespace, registry::Store};
 use coact_engine_embedded::Engine;
 use coact_engine_etcd::wire::{
+    coact_v1::{queues_server::QueuesServer, streams_server::StreamsServer},
     etcdserverpb::{
         ResponseHeader, auth_server::AuthServer, cluster_server::ClusterServer, kv_server::KvServer,
         lease_server::LeaseServer, maintenance_server::MaintenanceServer, watch_server::WatchServer,
@@ -37,6 +46,8 @@ use crate::{Limits, auth::Auth, lifecycle::Signal};
 
 /// The raft term that a node shows. There is no raft; etcd's first leader has term 2.
 const RAFT_TERM: u64 = 2;
+/// The most bytes of a message about streams and queues: the largest commit, with room for what is not records.
+const MESSAGING_BYTES: usize = 18 * 1024 * 1024;
 
 /// Every service, each under its name.
 pub(crate) fn routes(node: Node) -> Router {
@@ -51,6 +62,8 @@ pub(crate) fn routes(node: Node) -> Router {
     let auth = AuthServer::new(node.clone()).max_decoding_message_size(limit);
     let router = router.route_service("/etcdserverpb.Auth/Authenticate", auth);
     let router = serve(router, LockServer::new(node.clone()).max_decoding_message_size(limit));
+    let router = serve(router, StreamsServer::new(node.clone()).max_decoding_message_size(MESSAGING_BYTES));
+    let router = serve(router, QueuesServer::new(node.clone()).max_decoding_message_size(MESSAGING_BYTES));
     serve(router, ElectionServer::new(node).max_decoding_message_size(limit))
 }
 
@@ -83,6 +96,12 @@ impl Node {
 
     pub(crate) fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The contracts as the engine has them in one namespace.
+    pub(crate) fn store(&self, namespace: Namespace) -> Store {
+        // Whoever asks has said what it accepts to its own handle.
+        self.engine.store(namespace, Accepted::default())
     }
 
     pub(crate) fn auth(&self) -> &Auth {

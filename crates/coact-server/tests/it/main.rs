@@ -14,6 +14,7 @@ mod etcdctl;
 mod failure;
 mod limits;
 mod matrix;
+mod messaging;
 mod pages;
 mod shutdown;
 mod slow;

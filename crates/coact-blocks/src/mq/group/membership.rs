@@ -56,7 +56,7 @@ pub(in crate::mq) struct View {
 pub(in crate::mq) struct Membership {
     incarnation: String,
     views: watch::Receiver<View>,
-    ready: mpsc::UnboundedSender<u64>,
+    says: mpsc::UnboundedSender<Says>,
     stop: watch::Sender<bool>,
     ended: watch::Receiver<Option<Error>>,
 }
@@ -86,11 +86,11 @@ impl Membership {
         };
         task.enter().await?;
         let views = task.views.subscribe();
-        let (ready, answers) = mpsc::unbounded_channel();
+        let (says, said) = mpsc::unbounded_channel();
         let stop = watch::Sender::new(false);
         let (end, ended) = watch::channel(None);
-        env.spawn(task.run(answers, stop.subscribe(), end));
-        Ok(Self { incarnation, views, ready, stop, ended })
+        env.spawn(task.run(said, stop.subscribe(), end));
+        Ok(Self { incarnation, views, says, stop, ended })
     }
 
     pub(in crate::mq) fn incarnation(&self) -> &str {
@@ -104,7 +104,13 @@ impl Membership {
     /// Says that this member holds nothing that is not its own in the generation that is being prepared.
     pub(in crate::mq) fn ready(&self, generation: u64) {
         // The task ends before us only with its session.
-        let _ = self.ready.send(generation);
+        let _ = self.says.send(Says::Ready(generation));
+    }
+
+    /// Wants to read these topics too.
+    pub(in crate::mq) fn also(&self, topics: &BTreeSet<Topic>) {
+        // The task ends before us only with its session.
+        let _ = self.says.send(Says::Also(topics.iter().map(Topic::to_string).collect()));
     }
 
     /// Why the membership is over, once it is.
@@ -124,6 +130,13 @@ impl Membership {
             why => Err(why),
         }
     }
+}
+
+/// What a member says about itself.
+#[derive(Debug)]
+enum Says {
+    Ready(u64),
+    Also(Vec<String>),
 }
 
 impl Drop for Membership {
@@ -159,7 +172,7 @@ struct Task {
 impl Task {
     async fn run(
         mut self,
-        mut answers: mpsc::UnboundedReceiver<u64>,
+        mut said: mpsc::UnboundedReceiver<Says>,
         mut stop: watch::Receiver<bool>,
         end: watch::Sender<Option<Error>>,
     ) {
@@ -168,7 +181,7 @@ impl Task {
             biased;
             why = lost => why,
             _ = stop.wait_for(|stop| *stop) => left(),
-            why = self.follow_always(&mut answers) => why,
+            why = self.follow_always(&mut said) => why,
         };
         if why.kind() == ErrorKind::Closed && self.session.is_alive() {
             self.go().await;
@@ -177,10 +190,10 @@ impl Task {
     }
 
     /// Follows the group until that makes no sense any more, and says why.
-    async fn follow_always(&mut self, answers: &mut mpsc::UnboundedReceiver<u64>) -> Error {
+    async fn follow_always(&mut self, said: &mut mpsc::UnboundedReceiver<Says>) -> Error {
         let mut backoff = Backoff::new(self.env(), FIRST_PAUSE, LONGEST_PAUSE);
         loop {
-            let Err(error) = self.follow(answers, &mut backoff).await;
+            let Err(error) = self.follow(said, &mut backoff).await;
             if !is_retryable(&error) {
                 return error;
             }
@@ -191,7 +204,7 @@ impl Task {
 
     async fn follow(
         &mut self,
-        answers: &mut mpsc::UnboundedReceiver<u64>,
+        said: &mut mpsc::UnboundedReceiver<Says>,
         backoff: &mut Backoff,
     ) -> Result<std::convert::Infallible> {
         let kv = self.session.kv().clone();
@@ -204,7 +217,7 @@ impl Task {
             let env = self.env().clone();
             tokio::select! {
                 biased;
-                Some(generation) = answers.recv() => self.answer(generation).await?,
+                Some(says) = said.recv() => self.say(says).await?,
                 changed = next_change(&mut members) => changed?,
                 changed = next_change(&mut assignment) => changed?,
                 () = env.sleep_until(look_at) => {}
@@ -410,8 +423,15 @@ impl Task {
         Ok(())
     }
 
-    async fn answer(&mut self, generation: u64) -> Result<()> {
-        self.me.ready = generation;
+    async fn say(&mut self, says: Says) -> Result<()> {
+        match says {
+            Says::Ready(generation) => self.me.ready = generation,
+            Says::Also(topics) => {
+                self.me.topics.extend(topics);
+                self.me.topics.sort();
+                self.me.topics.dedup();
+            }
+        }
         let put = self.put(Check::CreatedAt(self.key.clone(), self.created))?;
         let mut backoff = Backoff::new(self.env(), FIRST_PAUSE, LONGEST_PAUSE);
         loop {

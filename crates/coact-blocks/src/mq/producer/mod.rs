@@ -110,7 +110,8 @@ impl Producer {
         Self::start(streams, topic, options, Identity::anonymous(streams.env())).await
     }
 
-    /// The producer of this name: from now on its older incarnations are `Fenced`.
+    /// The producer of this name. Its older incarnations are `Fenced` in each partition in which this one has appended, and
+    /// wherever else they have to take a new epoch.
     ///
     /// # Errors
     /// As [`open`](Self::open); `Unsupported` also if the engine does not recognize repeated batches, or if the store

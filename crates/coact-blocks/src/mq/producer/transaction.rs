@@ -73,7 +73,7 @@ impl<'a> Transaction<'a> {
         self
     }
 
-    /// Records how far a group came, as [`Consumer::done`](crate::mq::Consumer::done) says it.
+    /// Records how far a group came, as [`Consumer::settle`](crate::mq::Consumer::settle) says it.
     pub fn offsets(mut self, offsets: OffsetCommit) -> Self {
         self.commit.offsets = Some(offsets);
         self
