@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 fn main() -> ExitCode {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let beds: Vec<Box<dyn Bed>> = vec![Box::new(EngineBed::in_memory()), Box::new(EngineBed::in_dir(dir))];
-    suite::main(beds, [suite::kv::suite, suite::stream::suite])
+    suite::main(beds, [suite::kv::suite, suite::stream::suite, suite::queue::suite])
 }
 
 struct EngineBed {

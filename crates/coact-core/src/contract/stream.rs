@@ -21,7 +21,6 @@ use bytes::Bytes;
 pub use batch::{Batch, BatchBuilder, Record};
 pub use guarantees::{Atomicity, StreamGuarantees, StreamLimits};
 pub use handle::StreamHandle;
-pub(crate) use handle::check_wait;
 
 use super::commit::{Commit, CommitOutcome};
 use crate::{

@@ -32,7 +32,7 @@ macro_rules! themes {
 
 mod context;
 pub mod kv;
-//QQ
+pub mod queue;
 mod run;
 pub mod stream;
 

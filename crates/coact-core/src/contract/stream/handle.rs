@@ -166,12 +166,13 @@ impl StreamHandle {
     /// Reads batches from one partition.
     ///
     /// # Errors
-    /// `Invalid` for a wait that is not allowed, `NotFound` for an unknown topic or partition, `Corrupt` with the place if what is stored is damaged.
+    /// `Invalid` for a wait that is too long, `NotFound` for an unknown topic or partition, `Corrupt` with the place if
+    /// what is stored is damaged.
     ///
     /// # Cancel safety
     /// Safe: a read has no effect.
     pub async fn read(&self, read: Read) -> Result<Fetched> {
-        check_wait(&self.guarantees.limits, read.wait)?;
+        self.guarantees.limits.check_wait(read.wait)?;
         self.store.read(read).await
     }
 
@@ -410,15 +411,6 @@ impl From<&Record> for Batch {
     fn from(record: &Record) -> Self {
         Self::new([record])
     }
-}
-
-/// Refuses a wait that no engine would take.
-pub(crate) fn check_wait(limits: &StreamLimits, wait: Duration) -> Result<()> {
-    let most = limits.wait_max;
-    if wait > most {
-        return Err(Error::invalid(format!("a wait of {wait:?} is not allowed: use up to {most:?}")));
-    }
-    Ok(())
 }
 
 fn check_offsets(offsets: &OffsetCommit) -> Result<()> {

@@ -77,8 +77,11 @@ cases! {
         commit.jobs.push((everything.queue.clone(), NewJob { name: Some("n".into()), ..NewJob::new("j3") }));
         commit.delayed.push(later(&everything.topic, "d2", cx.far() + 5));
         let committed = cx.commit(commit).await;
-        let (_, reads) = committed.kv.expect("the transaction's answer");
-        assert_eq!(reads, [Found::Entry(None)], "reads see what was before the writes");
+        let (revision, reads) = committed.kv.expect("the transaction's answer");
+        // Reads come before the writes.
+        assert_eq!(reads, [Found::Entry(None)]);
+        let entry = cx.store.kv().get(&everything.key).await.expect("answers").expect("it was written");
+        assert_eq!(entry.created, revision);
         assert_eq!(committed.appended.len(), 2);
         assert_eq!(committed.delayed.len(), 2);
         assert_eq!(committed.settled, [Settled::Done, Settled::Done]);
