@@ -1,10 +1,10 @@
 //! The user's side of the stream contract: checks every request against the limits, and has no type parameter.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
 use super::{
     Append, Appended, Batch, Bounds, DELAY_MAX, DelayId, DelayStats, Delayed, Fetched, GroupInfo, Offset, OffsetCommit,
-    Pending, Read, Record, Seek, StreamGuarantees, StreamLimits, StreamStore, TopicInfo, TopicSpec,
+    Pending, Read, Record, Seek, StreamGuarantees, StreamStore, TopicInfo, TopicSpec,
 };
 use crate::{
     contract::{
