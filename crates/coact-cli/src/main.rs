@@ -9,7 +9,7 @@ mod exit;
 mod output;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use coact::{KvHandle, Realm, Result};
+use coact::{KvHandle, Realm, Result, Store};
 
 use crate::{
     context::Contexts,
@@ -59,6 +59,9 @@ enum Command {
     /// Read, write and watch entries.
     #[command(subcommand)]
     Kv(cmd::kv::Kv),
+    /// Topics of records: produce, consume, groups and their lags, delayed records.
+    #[command(subcommand)]
+    Mq(cmd::mq::Mq),
     /// Who may use a node.
     #[command(subcommand)]
     Token(cmd::token::Token),
@@ -109,6 +112,11 @@ struct Target {
 impl Target {
     async fn open(&self) -> Result<KvHandle> {
         coact::open(&self.url()?).await
+    }
+
+    /// As [`open`](Self::open), with every contract that the engine has.
+    async fn open_store(&self) -> Result<Store> {
+        coact::open_store(&self.url()?).await
     }
 
     /// The engine's URL, with the way to a token if a context says it.
@@ -171,6 +179,7 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Queue(queue) => queue.run().await,
         Command::Id(id) => id.run().await,
         Command::Kv(kv) => kv.run().await,
+        Command::Mq(mq) => mq.run().await,
         Command::Token(token) => token.run().await,
         Command::Role(role) => role.run().await,
         Command::Context(context) => context.run(),

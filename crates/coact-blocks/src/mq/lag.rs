@@ -8,14 +8,17 @@ use coact_core::{
         kv::{KvHandle, Order, Revision},
         stream::{Bounds, DelayStats, GroupOffset, Offset, Read, StreamHandle, TopicInfo},
     },
-    name::{Group, Realm, Topic},
+    name::{Dir, Group, Realm, Topic},
 };
 
 use super::{
-    group::{Assignment, Member, Phase, TopicPartition, assignment_key, members_dir, read},
+    group::{Assignment, GROUPS, Member, Phase, TopicPartition, assignment_key, members_dir, read},
     parked::{Parked, ParkedKey},
     producer::describe,
 };
+
+/// How much is listed at once.
+const PAGE: usize = 1_000;
 
 /// Looks at groups and topics.
 #[derive(Clone, Debug)]
@@ -126,6 +129,36 @@ impl Monitor {
     /// Looks at the streams, and at the groups that meet in a realm of this store.
     pub fn new(kv: &KvHandle, streams: &StreamHandle, realm: &Realm) -> Self {
         Self { kv: kv.clone(), streams: streams.clone(), realm: realm.clone() }
+    }
+
+    /// The groups that have committed, or that anybody joined, by name.
+    ///
+    /// # Errors
+    /// `Unavailable` if the engine does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: reads have no effect.
+    pub async fn groups(&self) -> Result<Vec<Group>> {
+        let mut found = BTreeSet::new();
+        loop {
+            let after = found.last().map_or("", Group::as_str).to_owned();
+            let page = self.streams.groups(&after, PAGE).await?;
+            let is_last = page.len() < PAGE;
+            found.extend(page.into_iter().map(|group| group.name));
+            if is_last {
+                break;
+            }
+        }
+        let mut after = String::new();
+        loop {
+            let dirs = self.kv.dirs(&self.realm, GROUPS, &after, PAGE).await?;
+            let name = |dir: &Dir| Group::new(dir.path().strip_prefix(GROUPS)?.split('/').next()?).ok();
+            found.extend(dirs.iter().filter_map(name));
+            match dirs.last().filter(|_| dirs.len() == PAGE) {
+                Some(last) => last.path().clone_into(&mut after),
+                None => return Ok(found.into_iter().collect()),
+            }
+        }
     }
 
     /// How far a group is.

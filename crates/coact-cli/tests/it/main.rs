@@ -13,6 +13,7 @@ mod guarantees;
 mod holders;
 mod ids;
 mod locks;
+mod mq;
 mod node;
 mod queue;
 mod round_trips;

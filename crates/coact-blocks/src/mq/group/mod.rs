@@ -42,12 +42,15 @@ pub struct TopicPartition {
 
 pub(super) type Partitions = BTreeSet<TopicPartition>;
 
+/// What the dirs of all groups start with.
+pub(super) const GROUPS: &str = "mq/group/";
+
 /// Where the members of a group are.
 pub(super) fn members_dir(realm: &Realm, group: &Group) -> Result<Dir> {
-    Dir::new(realm, &format!("mq/group/{group}/members"))
+    Dir::new(realm, &format!("{GROUPS}{group}/members"))
 }
 
 /// Where the assignment of a group is.
 pub(super) fn assignment_key(realm: &Realm, group: &Group) -> Result<Key> {
-    Key::new(realm, &format!("mq/group/{group}"), "assignment")
+    Key::new(realm, &format!("{GROUPS}{group}"), "assignment")
 }
