@@ -14,15 +14,15 @@ use super::{Locker, Rows};
 const BARE: &str = "etcd's own Lock and Unlock";
 
 pub(crate) async fn run(time: Duration) {
-    let bed = EtcdBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    let bed = EtcdBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));
     bed.start().await.expect("etcd is installed by `cargo xtask test`");
     let url = bed.url("bench").await;
     let address = url.replacen("etcd://", "http://", 1).trim_end_matches("/bench").to_owned();
     let mut rows = Rows::default();
     let channel = Endpoint::from_shared(address).expect("a URL").connect().await.expect("it answers");
     rows.measure(BARE, time, async |lock| Own::new(channel.clone(), &lock).await).await;
-    let kv = coact::open(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     rows.show("etcd", BARE);
 }
 

@@ -10,15 +10,15 @@ use super::{Locker, Rows};
 const BARE: &str = "a row with a unique key";
 
 pub(crate) async fn run(time: Duration) {
-    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open(&url).await }));
+    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));
     bed.start().await.expect("PostgreSQL is installed by `cargo xtask test`");
     let url = bed.url("bench").await;
     let server = bed.driver_settings().await;
     let mut rows = Rows::default();
     connect(&server).await.batch_execute("create table bare (name text primary key)").await.expect("a table");
     rows.measure(BARE, time, async |lock| Row::new(connect(&server).await, lock).await).await;
-    let kv = coact::open(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     rows.measure("advisory lock (not durable, no token)", time, async |lock| {
         Advisory::new(connect(&server).await, &lock).await
     })

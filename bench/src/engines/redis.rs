@@ -12,7 +12,7 @@ const BARE: &str = "SET NX PX, asked every ms; compare and delete";
 const TTL_MS: u64 = 30_000;
 
 pub(crate) async fn run(time: Duration) {
-    let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open(&url).await }));
+    let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open_store(&url).await }));
     bed.start().await.expect("Redis is installed by `cargo xtask test`");
     let url = bed.url("bench").await;
     let server = url.trim_end_matches("/bench").to_owned();
@@ -20,8 +20,8 @@ pub(crate) async fn run(time: Duration) {
     let client = redis::Client::open(server.as_str()).expect("a URL");
     let connection = client.get_multiplexed_async_connection().await.expect("it answers");
     rows.measure(BARE, time, async |lock| Bare::new(connection.clone(), lock)).await;
-    let kv = coact::open(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     rows.measure("rslock", time, async |lock| Rslock {
         manager: rslock::LockManager::new(vec![server.as_str()]),
         lock,

@@ -6,5 +6,8 @@ use coact_testkit::{bed::NodeBed, suite};
 
 fn main() -> ExitCode {
     let binary = env!("CARGO_BIN_EXE_coact");
-    suite::kv::main(vec![Box::new(NodeBed::new(binary, |url| Box::pin(async move { coact::open(&url).await })))])
+    suite::main(
+        vec![Box::new(NodeBed::new(binary, |url| Box::pin(async move { coact::open_store(&url).await })))],
+        [suite::kv::suite, suite::stream::suite, suite::queue::suite],
+    )
 }

@@ -19,6 +19,7 @@ use crate::{
         MessageChange,
         queue::{Extra, Job},
     },
+    queue::end_expired,
     work::{Late, Work},
 };
 
@@ -103,6 +104,7 @@ impl Work<'_> {
     fn claim_ready(&mut self, asked: &Asked) -> Vec<ClaimedJob> {
         let mut claimed = Vec::new();
         let mut bytes = 0;
+        end_expired(self, asked.queue);
         while claimed.len() < asked.limit && bytes < CLAIM_BYTES_MAX {
             let Some(queue) = self.messages.queues.get_mut(&asked.queue) else { break };
             queue.wake_due(self.time_ms);

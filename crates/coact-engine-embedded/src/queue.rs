@@ -238,7 +238,7 @@ impl QueueStore for EmbeddedQueues {
             .ask(queue, 0, move |work, queue| {
                 let now_ms = work.time_ms;
                 let queue = state_of(work.messages, queue)?;
-                let jobs = queue.jobs().from(&after.map_or(0, |id| id.0 + 1));
+                let jobs = queue.jobs().from(&after.map_or(0, |id| id.0.saturating_add(1)));
                 let found = jobs.filter_map(|(id, _)| Found::one(queue, now_ms, *id));
                 Ok(found.filter(|found| found.state == state).take(limit).collect())
             })
@@ -377,18 +377,23 @@ pub(crate) fn tick(work: &mut Work<'_>, unclaimed: Vec<(u64, Receipt)>) {
         let Some(state) = work.messages.queues.get_mut(&queue) else { continue };
         state.wake_due(work.time_ms);
         let ended = state.take_ended(work.now);
-        let expired = state.take_expired(work.time_ms);
         let forgotten: Vec<_> = state.dead(work.time_ms.saturating_sub(state.spec.keep_dead_ms)).collect();
         for job in ended {
             end_claim(work, queue, job);
         }
-        for job in expired {
-            let _ = kill(work, queue, job, "it expired before it was claimed".to_owned());
-        }
+        end_expired(work, queue);
         for job in forgotten {
             work.write(MessageChange::JobEnded { queue, job, done: false });
         }
         work.finish();
+    }
+}
+
+/// Jobs whose time to be claimed is over are dead.
+pub(crate) fn end_expired(work: &mut Work<'_>, queue: u64) {
+    let Some(state) = work.messages.queues.get(&queue) else { return };
+    for job in state.take_expired(work.time_ms) {
+        let _ = kill(work, queue, job, "it expired before it was claimed".to_owned());
     }
 }
 

@@ -299,7 +299,7 @@ impl StreamStore for EmbeddedStreams {
         let name = self.flat(topic.as_str());
         let found = self.engine.ask(0, move |work| {
             let (_, state) = topic_of(work.messages, &name)?;
-            let from = after.map_or((0, 0), |id| (id.due_ms, id.number + 1));
+            let from = after.map_or((0, 0), |id| (id.due_ms, id.number.saturating_add(1)));
             let pending = state.delays.pending.from(&from).take(limit);
             Ok(pending.map(|(key, delayed)| (*key, *delayed)).collect::<Vec<_>>())
         });

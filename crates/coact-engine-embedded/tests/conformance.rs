@@ -1,16 +1,10 @@
-//! The Kv contract as the embedded engine holds it, in memory and in a directory.
+//! The contracts as the embedded engine holds them, in memory and in a directory.
 //!
 //! A restart here is a close and a recovery; `tests/it` and the beds of `coact serve` end the process.
 
 use std::process::ExitCode;
 
-use coact_core::{
-    Result,
-    contract::kv::{KvHandle, Revision},
-    env::Env,
-    guarantees::Accepted,
-    name::Namespace,
-};
+use coact_core::{Result, contract::kv::Revision, env::Env, guarantees::Accepted, name::Namespace, registry::Store};
 use coact_engine_embedded::{Config, Engine};
 use coact_testkit::{
     bed::{Bed, StartError},
@@ -22,7 +16,8 @@ use tokio::sync::Mutex;
 
 fn main() -> ExitCode {
     let dir = tempfile::tempdir().expect("a temporary directory");
-    suite::kv::main(vec![Box::new(EngineBed::in_memory()), Box::new(EngineBed::in_dir(dir))])
+    let beds: Vec<Box<dyn Bed>> = vec![Box::new(EngineBed::in_memory()), Box::new(EngineBed::in_dir(dir))];
+    suite::main(beds, [suite::kv::suite, suite::stream::suite, suite::queue::suite])
 }
 
 struct EngineBed {
@@ -66,8 +61,8 @@ impl Bed for EngineBed {
         Box::pin(async { Ok(()) })
     }
 
-    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>> {
-        Box::pin(async { Ok(self.engine().await?.kv(namespace.clone(), Accepted::default())) })
+    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<Store>> {
+        Box::pin(async { Ok(self.engine().await?.store(namespace.clone(), Accepted::default())) })
     }
 
     fn restart(&self) -> Option<BoxFuture<'_, anyhow::Result<()>>> {

@@ -2,13 +2,17 @@
 
 use std::process::ExitCode;
 
-use coact_core::{Result, contract::kv::KvHandle, env::Env, registry::Registry};
+use coact_core::{
+    Result,
+    env::Env,
+    registry::{Registry, Store},
+};
 use coact_testkit::{bed::PostgresBed, suite};
 
 fn main() -> ExitCode {
-    suite::kv::main(vec![Box::new(PostgresBed::new(|url| Box::pin(open(url))))])
+    suite::main(vec![Box::new(PostgresBed::new(|url| Box::pin(open(url))))], [suite::kv::suite])
 }
 
-async fn open(url: String) -> Result<KvHandle> {
+async fn open(url: String) -> Result<Store> {
     Registry::default().with(coact_engine_postgres::driver()).open(url.parse()?, Env::real()).await
 }

@@ -2,7 +2,11 @@
 
 use std::process::ExitCode;
 
-use coact_core::{Result, contract::kv::KvHandle, env::Env, registry::Registry};
+use coact_core::{
+    Result,
+    env::Env,
+    registry::{Registry, Store},
+};
 use coact_testkit::{
     bed::{Bed, RedisBed, RedisMode},
     suite,
@@ -10,9 +14,9 @@ use coact_testkit::{
 
 fn main() -> ExitCode {
     let bed = |mode| Box::new(RedisBed::new(mode, |url| Box::pin(open(url)))) as Box<dyn Bed>;
-    suite::kv::main([RedisMode::Single, RedisMode::Sentinel, RedisMode::Cluster].map(bed).into())
+    suite::main([RedisMode::Single, RedisMode::Sentinel, RedisMode::Cluster].map(bed).into(), [suite::kv::suite])
 }
 
-async fn open(url: String) -> Result<KvHandle> {
+async fn open(url: String) -> Result<Store> {
     Registry::default().with(coact_engine_redis::driver()).open(url.parse()?, Env::real()).await
 }

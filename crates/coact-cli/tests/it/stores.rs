@@ -12,7 +12,7 @@ pub(crate) struct Store {
     _up: Box<dyn Any + Send>,
 }
 
-const OPEN: OpenUrl = |url| Box::pin(async move { coact::open(&url).await });
+const OPEN: OpenUrl = |url| Box::pin(async move { coact::open_store(&url).await });
 
 async fn started<B: Bed>(bed: B) -> B {
     bed.start().await.unwrap_or_else(|error| panic!("{}: {error}", bed.name()));

@@ -304,7 +304,7 @@ impl Fields<'_> {
     }
 
     fn option(&mut self, number: Option<u64>) -> &mut Self {
-        self.number(number.map_or(0, |number| number + 1))
+        self.number(number.map_or(0, |number| number.saturating_add(1)))
     }
 
     fn bytes(&mut self, bytes: &[u8]) -> &mut Self {

@@ -181,7 +181,7 @@ fn put_topic(out: &mut Vec<u8>, id: u64, topic: &TopicState, indexes: &[Index]) 
     put_varint(out, id);
     put_bytes(out, topic.name.as_bytes());
     let Spec { partitions, age_ms, bytes, compact } = topic.spec;
-    let option = |number: Option<u64>| number.map_or(0, |number| number + 1);
+    let option = |number: Option<u64>| number.map_or(0, |number| number.saturating_add(1));
     put_all(out, &[partitions.into(), option(age_ms), option(bytes), compact.into()]);
     put_all(out, &[topic.created_ms, topic.delays.next_number, topic.partitions.len() as u64]);
     for (partition, index) in topic.partitions.iter().zip(indexes) {
@@ -208,7 +208,7 @@ fn put_job(out: &mut Vec<u8>, job: &Job) {
     if let Some(extra) = &job.extra {
         put_bytes(out, extra.name.as_bytes());
         put_bytes(out, &extra.order_key);
-        put_all(out, &[extra.expires_ms.map_or(0, |at_ms| at_ms + 1), extra.lease_ms]);
+        put_all(out, &[extra.expires_ms.map_or(0, |at_ms| at_ms.saturating_add(1)), extra.lease_ms]);
         put_bytes(out, extra.worker.as_bytes());
         put_bytes(out, extra.error.as_bytes());
     }

@@ -118,7 +118,8 @@ impl PartitionState {
         if stamp.epoch > producer.epoch {
             return if stamp.sequence == 0 { Standing::New } else { Standing::Gap(0) };
         }
-        let next = producer.batches.back().map_or(0, |(sequence, count, ..)| sequence + u64::from(*count));
+        let next =
+            producer.batches.back().map_or(0, |(sequence, count, ..)| sequence.saturating_add(u64::from(*count)));
         if stamp.sequence == next {
             return Standing::New;
         }

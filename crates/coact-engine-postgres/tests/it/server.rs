@@ -22,7 +22,11 @@ pub(crate) async fn start(settings: &[&str]) -> Postgres {
 }
 
 pub(crate) async fn open(url: &str) -> Result<KvHandle> {
-    Registry::default().with(coact_engine_postgres::driver()).open(url.parse()?, Env::real()).await
+    Registry::default()
+        .with(coact_engine_postgres::driver())
+        .open(url.parse()?, Env::real())
+        .await
+        .map(|store| store.kv().clone())
 }
 
 pub(crate) async fn kv(server: &Postgres) -> KvHandle {

@@ -13,9 +13,9 @@ use crate::{dir, key, put_at_last, server::open, within};
 const LEAP: u64 = 1 << 32;
 
 async fn bed(mode: RedisMode) -> (RedisBed, KvHandle) {
-    let bed = RedisBed::new(mode, |url| Box::pin(async move { open(&url).await }));
+    let bed = RedisBed::new(mode, |url| Box::pin(async move { Ok(open(&url).await?.into()) }));
     bed.start().await.expect("Redis starts");
-    let kv = bed.open(&Default::default()).await.expect("it opens");
+    let kv = bed.open(&Default::default()).await.expect("it opens").kv().clone();
     (bed, kv)
 }
 

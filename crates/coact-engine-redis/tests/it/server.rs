@@ -58,7 +58,8 @@ impl Server {
 }
 
 pub(crate) async fn open(url: &str) -> Result<KvHandle> {
-    Registry::default().with(coact_engine_redis::driver()).open(url.parse()?, Env::real()).await
+    let store = Registry::default().with(coact_engine_redis::driver()).open(url.parse()?, Env::real()).await?;
+    Ok(store.kv().clone())
 }
 
 /// What opening is refused with.

@@ -7,12 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use coact_core::{
-    Result,
-    contract::kv::{KvHandle, Revision},
-    env::Env,
-    name::Namespace,
-};
+use coact_core::{Result, contract::kv::Revision, env::Env, name::Namespace, registry::Store};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -77,8 +72,8 @@ impl EtcdBed {
         let env = Env::real();
         let end = env.now() + PATIENCE;
         while etcd.process.is_running() {
-            if let Ok(kv) = (self.open)(etcd.ports.url("probe")).await {
-                kv.close().await?;
+            if let Ok(store) = (self.open)(etcd.ports.url("probe")).await {
+                store.close().await?;
                 return Ok(true);
             }
             ensure!(env.now() < end, "etcd does not serve; its log ends with:\n{}", etcd.process.log_tail());
@@ -128,7 +123,7 @@ impl Bed for EtcdBed {
         })
     }
 
-    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>> {
+    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<Store>> {
         Box::pin(async {
             let url = self.url(namespace.as_str()).await;
             (self.open)(url).await

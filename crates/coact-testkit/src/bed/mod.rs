@@ -9,11 +9,7 @@ mod zookeeper;
 
 use std::fmt;
 
-use coact_core::{
-    Result,
-    contract::kv::{KvHandle, Revision},
-    name::Namespace,
-};
+use coact_core::{Result, contract::kv::Revision, name::Namespace, registry::Store};
 use futures::future::BoxFuture;
 
 pub use self::{
@@ -26,7 +22,7 @@ pub use self::{
 };
 
 /// How a bed opens a URL. The test kit knows no engine, so the caller brings one.
-pub type OpenUrl = fn(String) -> BoxFuture<'static, Result<KvHandle>>;
+pub type OpenUrl = fn(String) -> BoxFuture<'static, Result<Store>>;
 
 /// A store that the suites run against.
 pub trait Bed: Send + Sync {
@@ -43,7 +39,7 @@ pub trait Bed: Send + Sync {
     ///
     /// # Errors
     /// What the engine answers.
-    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>>;
+    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<Store>>;
 
     /// Ends the store as hard as it can and starts it again on the same data; `None` if this bed cannot.
     fn restart(&self) -> Option<BoxFuture<'_, anyhow::Result<()>>> {

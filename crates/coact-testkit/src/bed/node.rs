@@ -7,12 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use coact_core::{
-    Result,
-    contract::kv::{KvHandle, Revision},
-    env::Env,
-    name::Namespace,
-};
+use coact_core::{Result, contract::kv::Revision, env::Env, name::Namespace, registry::Store};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -69,8 +64,8 @@ impl NodeBed {
         let env = Env::real();
         let end = env.now() + PATIENCE;
         while node.process.is_running() {
-            if let Ok(kv) = (self.open)(node.url("probe")).await {
-                kv.close().await?;
+            if let Ok(store) = (self.open)(node.url("probe")).await {
+                store.close().await?;
                 return Ok(true);
             }
             ensure!(env.now() < end, "the node does not serve; its log ends with:\n{}", node.process.log_tail());
@@ -111,7 +106,7 @@ impl Bed for NodeBed {
         })
     }
 
-    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>> {
+    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<Store>> {
         Box::pin(async {
             let url = self.node.lock().await.as_ref().expect("started first").url(namespace.as_str());
             (self.open)(url).await

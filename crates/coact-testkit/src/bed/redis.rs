@@ -7,12 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use coact_core::{
-    Result,
-    contract::kv::{KvHandle, Revision},
-    env::Env,
-    name::Namespace,
-};
+use coact_core::{Result, contract::kv::Revision, env::Env, name::Namespace, registry::Store};
 use futures::future::BoxFuture;
 use tempfile::TempDir;
 use tokio::sync::Mutex;
@@ -295,7 +290,7 @@ impl Bed for RedisBed {
         })
     }
 
-    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<KvHandle>> {
+    fn open<'a>(&'a self, namespace: &'a Namespace) -> BoxFuture<'a, Result<Store>> {
         Box::pin(async { (self.open)(self.url(namespace.as_str()).await).await })
     }
 

@@ -2,6 +2,8 @@
 
 pub mod ghosts;
 pub mod linearizable;
+pub mod queue;
+pub mod stream;
 pub mod tokens;
 pub mod unique;
 pub mod watch;

@@ -160,12 +160,13 @@ impl QueueHandle {
     /// Claims jobs that are ready: the most urgent first, then the oldest.
     ///
     /// # Errors
-    /// `Invalid` for a lease or a limit that is not allowed, `NotFound` for an unknown queue.
+    /// `Invalid` for a lease, a wait or a limit that is not allowed, `NotFound` for an unknown queue.
     ///
     /// # Cancel safety
     /// It may have claimed jobs, which become ready again when their lease ends.
     pub async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>> {
         self.check_lease(claim.lease)?;
+        self.guarantees.limits.check_wait(claim.wait)?;
         if claim.limit == 0 || claim.limit > JOBS_MAX {
             return Err(Error::invalid(format!("{} jobs cannot be claimed at once: use 1 to {JOBS_MAX}", claim.limit)));
         }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     guarantees::{
         Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, Needs, OnPartition, WakeUp,
         WatchFrom,
@@ -53,6 +53,15 @@ impl StreamLimits {
         partitions: 1024,
         wait_max: Duration::from_secs(24 * 3600),
     };
+
+    /// Refuses a request that waits longer than allowed.
+    pub(crate) fn check_wait(&self, wait: Duration) -> Result<()> {
+        if wait > self.wait_max {
+            let most = self.wait_max;
+            return Err(Error::invalid(format!("a wait of {wait:?} is not allowed: at most {most:?}")));
+        }
+        Ok(())
+    }
 }
 
 /// What an engine promises for the stream and queue contracts.

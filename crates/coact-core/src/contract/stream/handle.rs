@@ -14,7 +14,7 @@ use crate::{
     },
     env::Env,
     error::{Error, ErrorKind, Result},
-    guarantees::{Accepted, Needs},
+    guarantees::{Accepted, Limits, Needs},
     name::{Group, Topic},
 };
 
@@ -166,11 +166,13 @@ impl StreamHandle {
     /// Reads batches from one partition.
     ///
     /// # Errors
-    /// `NotFound` for an unknown topic or partition, `Corrupt` with the place if what is stored is damaged.
+    /// `Invalid` for a wait that is too long, `NotFound` for an unknown topic or partition, `Corrupt` with the place if
+    /// what is stored is damaged.
     ///
     /// # Cancel safety
     /// Safe: a read has no effect.
     pub async fn read(&self, read: Read) -> Result<Fetched> {
+        self.guarantees.limits.check_wait(read.wait)?;
         self.store.read(read).await
     }
 
@@ -218,6 +220,9 @@ impl StreamHandle {
         commit.appends.iter().try_for_each(|append| self.check_append(append))?;
         commit.delayed.iter().try_for_each(|delayed| self.check_delayed(delayed))?;
         commit.offsets.iter().try_for_each(check_offsets)?;
+        if let Some((realm, txn)) = &commit.kv {
+            txn.check(realm, &Limits::PORTABLE)?;
+        }
         commit.jobs.iter().try_for_each(|(_, job)| check_job(&self.guarantees.limits, job))?;
         if commit.bytes() > self.guarantees.limits.batch_bytes * 4 {
             let (have, most) = (commit.bytes(), self.guarantees.limits.batch_bytes * 4);

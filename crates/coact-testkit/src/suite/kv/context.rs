@@ -1,56 +1,61 @@
 //! What a case works with, and short forms of what cases say often.
 
-use std::{fmt, future::Future, sync::Arc, time::Duration};
+use std::{fmt, ops::Deref, time::Duration};
 
 use bytes::Bytes;
 use coact_core::{
-    Error, ErrorKind, Result,
+    Result,
     contract::kv::{
         Change, Check, Entry, Feed, Found, KvHandle, Lease, LeaseId, Order, Page, Revision, Scope, Txn, TxnOutcome,
         Write,
     },
     env::Env,
-    name::{Dir, Key, Namespace, Realm},
+    name::{Dir, Key, Realm},
 };
-use futures::{
-    StreamExt,
-    future::{BoxFuture, join_all},
-};
-use tokio::sync::oneshot;
+use futures::StreamExt;
 
-use crate::bed::{Bed, PATIENCE, wait_until};
+pub(super) use crate::suite::context::assert_kind;
+use crate::{
+    bed::PATIENCE,
+    suite::{Basis, Contract},
+};
 
 /// A lease that a case can wait for to end, and that is long enough to do something meanwhile.
 pub(super) const SHORT: Duration = Duration::from_secs(2);
 
 /// A store and a fresh realm of it.
+#[derive(Debug)]
 pub struct Context {
-    /// Where the store runs.
-    pub bed: Arc<dyn Bed>,
+    basis: Basis,
     /// A client that other cases use too.
     pub kv: KvHandle,
     /// A realm that nobody else uses.
     pub realm: Realm,
-    /// The machine.
-    pub env: Env,
 }
 
-impl fmt::Debug for Context {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Context({}, {})", self.bed.name(), self.realm)
+impl Contract for Context {
+    fn of(basis: Basis) -> Result<Self> {
+        Ok(Self { kv: basis.store.kv().clone(), realm: Realm::new(&basis.unique)?, basis })
+    }
+}
+
+impl Deref for Context {
+    type Target = Basis;
+
+    fn deref(&self) -> &Basis {
+        &self.basis
     }
 }
 
 impl Context {
     /// A new client of the same store.
     pub async fn another_client(&self) -> KvHandle {
-        self.bed.open(&Namespace::default()).await.expect("the bed serves")
+        self.another_store().await.kv().clone()
     }
 
     /// Ends the store hard, starts it again, and opens a new client.
     pub async fn restart(&self) -> KvHandle {
-        self.bed.restart().expect("the case needs RESTARTS").await.expect("the store starts again");
-        self.another_client().await
+        self.restarted().await.kv().clone()
     }
 
     /// The key `dir/name` of the case's realm.
@@ -164,35 +169,6 @@ impl Context {
     pub async fn left(&self, lease: LeaseId) -> Option<Duration> {
         self.kv.lease_left(lease).await.expect("it is answered")
     }
-
-    /// Waits for a future that has no reason to take long.
-    pub async fn within<F: Future>(&self, what: &str, future: F) -> F::Output {
-        self.env.timeout(PATIENCE, future).await.unwrap_or_else(|| panic!("{what}: not within {PATIENCE:?}"))
-    }
-
-    /// Waits until a condition holds.
-    pub async fn until(&self, what: &str, holds: impl AsyncFnMut() -> bool) {
-        wait_until(&self.env, what, PATIENCE, holds).await.expect("it holds in time");
-    }
-
-    /// Starts a task; the future returned waits for its result.
-    pub fn spawn<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> BoxFuture<'static, T> {
-        let (to, result) = oneshot::channel();
-        self.env.spawn(async move {
-            // Nobody waits any more: the case has failed already.
-            let _ = to.send(task.await);
-        });
-        Box::pin(async { result.await.expect("the task did not panic") })
-    }
-
-    /// Runs `count` tasks in parallel and returns their results in order.
-    pub async fn parallel<T, F>(&self, count: usize, task: impl Fn(usize) -> F) -> Vec<T>
-    where
-        T: Send + 'static,
-        F: Future<Output = T> + Send + 'static,
-    {
-        join_all((0..count).map(|index| self.spawn(task(index)))).await
-    }
 }
 
 /// A watch that fails the case rather than hang.
@@ -271,13 +247,4 @@ pub(super) fn by_name(after: &str) -> Order {
 /// The names of a page.
 pub(super) fn names(page: &Page) -> Vec<&str> {
     page.entries.iter().map(|entry| entry.key.name()).collect()
-}
-
-/// Fails unless the result is an error of this kind.
-#[track_caller]
-pub(super) fn assert_kind<T: fmt::Debug>(result: Result<T, Error>, kind: ErrorKind) {
-    match result {
-        Err(error) if error.kind() == kind => {}
-        other => panic!("expected an error of kind {kind}, got {other:?}"),
-    }
 }

@@ -134,7 +134,10 @@ cases! {
     async fn namespaces_are_independent(cx: &Context) {
         // One is the beginning of the other.
         let name = format!("n{:x}", cx.env.random());
-        let open = async |name: &str| cx.bed.open(&Namespace::new(name).expect("valid")).await.expect("opens");
+        let open = async |name: &str| {
+            let store = cx.bed.open(&Namespace::new(name).expect("valid")).await.expect("opens");
+            store.kv().clone()
+        };
         let (ours, theirs) = (open(&name).await, open(&format!("{name}x")).await);
         let (key, dir) = (cx.key("a/x"), cx.dir("a"));
         let mut watch = cx.watch_with(&ours, Scope::Dir(dir.clone()), None).await;

@@ -1,12 +1,8 @@
-//! Runs the cases: on one store per bed, each case in a realm of its own.
+//! Runs the cases: on one store per bed, each case with names of its own.
 
 use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
 
-use coact_core::{
-    contract::kv::KvHandle,
-    env::Env,
-    name::{Namespace, Realm},
-};
+use coact_core::{env::Env, name::Namespace, registry::Store};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use parking_lot::Mutex as SyncMutex;
 use tokio::{
@@ -14,7 +10,7 @@ use tokio::{
     sync::{Mutex, OnceCell, RwLock},
 };
 
-use super::{Case, Context, Offer, all_cases};
+use super::{AnyCase, Basis, Suite};
 use crate::bed::{Bed, StartError, beds_are_required};
 
 /// Cases mostly wait, for syncs and for leases to end: more of them at a time than processors.
@@ -22,8 +18,8 @@ const CASES_AT_A_TIME: usize = 8;
 /// A case that takes longer hangs.
 const CASE_TIME_MAX: Duration = Duration::from_secs(180);
 
-/// Runs every case against every bed: the `main` of a test with `harness = false`.
-pub fn main(beds: Vec<Box<dyn Bed>>) -> ExitCode {
+/// Runs every case of these suites against every bed: the `main` of a test with `harness = false`.
+pub fn main<const N: usize>(beds: Vec<Box<dyn Bed>>, suites: [fn() -> Suite; N]) -> ExitCode {
     let mut args = Arguments::from_args();
     args.test_threads.get_or_insert(CASES_AT_A_TIME);
     let runtime = Arc::new(Builder::new_multi_thread().enable_all().build().expect("a runtime"));
@@ -38,17 +34,19 @@ pub fn main(beds: Vec<Box<dyn Bed>>) -> ExitCode {
             shared: Mutex::default(),
             turn: RwLock::default(),
         });
-        trials.extend(all_cases().map(|case| trial(case, &stage, &runtime, &skipped)));
+        for Suite { contract, cases } in suites.map(|suite| suite()) {
+            trials.extend(cases.into_iter().map(|case| trial(contract, case, &stage, &runtime, &skipped)));
+        }
     }
     let conclusion = libtest_mimic::run(&args, trials);
     skipped.print();
     conclusion.exit_code()
 }
 
-fn trial(case: &'static Case, stage: &Arc<Stage>, runtime: &Arc<Runtime>, skipped: &Arc<Skipped>) -> Trial {
+fn trial(contract: &str, case: AnyCase, stage: &Arc<Stage>, runtime: &Arc<Runtime>, skipped: &Arc<Skipped>) -> Trial {
     let (stage, runtime, skipped) = (stage.clone(), runtime.clone(), skipped.clone());
-    Trial::ignorable_test(format!("{}::{}", stage.bed.name(), case.name), move || {
-        match runtime.block_on(stage.run(case))? {
+    Trial::ignorable_test(format!("{}::{contract}::{}", stage.bed.name(), case.name), move || {
+        match runtime.block_on(stage.run(&case))? {
             Outcome::Passed => Ok(Completion::Completed),
             Outcome::Skipped(why) => {
                 skipped.count(stage.bed.name(), &why);
@@ -67,13 +65,13 @@ enum Outcome {
 struct Stage {
     bed: Arc<dyn Bed>,
     started: OnceCell<Result<(), StartError>>,
-    shared: Mutex<Option<KvHandle>>,
+    shared: Mutex<Option<Store>>,
     /// Held for reading by most cases, for writing by those that need to be alone.
     turn: RwLock<()>,
 }
 
 impl Stage {
-    async fn run(&self, case: &Case) -> Result<Outcome, Failed> {
+    async fn run(&self, case: &AnyCase) -> Result<Outcome, Failed> {
         match self.started.get_or_init(|| self.bed.start()).await {
             Err(StartError::Missing(remedy)) if !beds_are_required() => return Ok(Outcome::Skipped(remedy.clone())),
             Err(error) => return Err(error.to_string().into()),
@@ -81,40 +79,35 @@ impl Stage {
         }
         if case.needs.iter().any(|need| need.alone) {
             let _turn = self.turn.write().await;
-            let kv = self.shared().await?;
+            let store = self.shared().await?;
             // The case may close it.
             *self.shared.lock().await = None;
-            self.run_with(case, kv).await
+            self.run_with(case, store).await
         } else {
             let _turn = self.turn.read().await;
-            let kv = self.shared().await?;
-            self.run_with(case, kv).await
+            let store = self.shared().await?;
+            self.run_with(case, store).await
         }
     }
 
-    async fn shared(&self) -> Result<KvHandle, Failed> {
+    async fn shared(&self) -> Result<Store, Failed> {
         let mut shared = self.shared.lock().await;
-        if let Some(kv) = &*shared {
-            return Ok(kv.clone());
+        if let Some(store) = &*shared {
+            return Ok(store.clone());
         }
-        let kv = self.bed.open(&Namespace::default()).await?;
-        Ok(shared.insert(kv).clone())
+        let store = self.bed.open(&Namespace::default()).await?;
+        Ok(shared.insert(store).clone())
     }
 
-    async fn run_with(&self, case: &Case, kv: KvHandle) -> Result<Outcome, Failed> {
-        let offer = Offer {
-            guarantees: *kv.guarantees(),
-            restarts: self.bed.restart().is_some(),
-            compacts: self.bed.compact(Default::default()).is_some(),
-        };
-        if let Some(need) = case.needs.iter().find(|need| !(need.is_met)(&offer)) {
+    async fn run_with(&self, case: &AnyCase, store: Store) -> Result<Outcome, Failed> {
+        let env = Env::real();
+        let unique = format!("t{:016x}", env.random());
+        let basis = Basis { bed: self.bed.clone(), store, env: env.clone(), unique };
+        if let Some(need) = case.needs.iter().find(|need| !(need.is_met)(&basis)) {
             return Ok(Outcome::Skipped(format!("needs {}", need.what)));
         }
-        let env = Env::real();
-        let realm = Realm::new(&format!("t{:016x}", env.random())).expect("a valid realm");
-        let context = Context { bed: self.bed.clone(), kv, realm, env: env.clone() };
-        match env.timeout(CASE_TIME_MAX, (case.run)(&context)).await {
-            Some(()) => Ok(Outcome::Passed),
+        match env.timeout(CASE_TIME_MAX, (case.run)(basis)).await {
+            Some(ran) => Ok(ran.map(|()| Outcome::Passed)?),
             None => Err(format!("the case hangs: it did not end within {CASE_TIME_MAX:?}").into()),
         }
     }
