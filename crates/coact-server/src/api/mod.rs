@@ -108,7 +108,9 @@ impl Api {
 
     fn queues_of(&self, namespace: Namespace) -> Result<QueueHandle> {
         let store = self.0.node.engine().store(namespace, self.0.accepted.clone());
-        Ok(store.queues()?.clone())
+        let queues = store.queues()?;
+        queues.require(&coact_blocks::queue::NEEDS)?;
+        Ok(queues.clone())
     }
 
     /// Returns when an answer without an end must end: at the shutdown, or when the caller's permissions have changed.

@@ -2,12 +2,13 @@
 
 use std::net::SocketAddr;
 
+use coact_engine_embedded::Config;
 use serde_json::{Value, json};
 
 use crate::{
     api::node,
     auth::Guarded,
-    bed::eventually,
+    bed::{self, eventually},
     web::{Answer, call, call_with, open},
 };
 
@@ -187,8 +188,18 @@ async fn what_is_wrong_is_said() {
 }
 
 #[tokio::test]
+async fn a_node_that_forgets_has_no_queues_unless_that_is_accepted() {
+    let node = bed::node().await;
+    let (kind, detail) = call(node.address(), "PUT", QUEUE, Some(json!({}))).await.problem(422);
+    assert_eq!(kind, "unsupported");
+    assert!(detail.starts_with("queue needs writes synced to disk"), "{detail}");
+}
+
+#[tokio::test]
 async fn a_role_reaches_the_queues_whose_names_it_has_and_no_more_than_it_says() {
-    let guarded = Guarded::start().await;
+    let place = tempfile::tempdir().expect("a directory");
+    let engine = Config { segment_bytes: 1024 * 1024, ..Config::in_dir(place.path()) };
+    let guarded = Guarded::start_with(engine, None).await;
     let at = guarded.node.address();
     let ask = async |token: &str, method: &str, path: &str, body: Option<Value>| {
         let bearer = format!("Bearer {token}");
