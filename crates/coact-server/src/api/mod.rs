@@ -16,9 +16,11 @@ mod entry;
 mod extract;
 mod id;
 mod idempotency;
+mod job;
 mod kv;
 mod lock;
 pub(crate) mod problem;
+mod queue;
 mod session;
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -26,10 +28,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use axum::{Router, extract::DefaultBodyLimit};
 use coact_core::{
     Error, ErrorKind, Result,
-    contract::kv::KvHandle,
+    contract::{kv::KvHandle, queue::QueueHandle},
     env::Env,
     guarantees::Accepted,
-    name::{Dir, Key, Namespace, Realm},
+    name::{Dir, Key, Namespace, Queue, Realm},
 };
 use coact_engine_embedded::flat::KeyRange;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -85,12 +87,30 @@ impl Api {
 
     /// The part of the store that a request names, for this caller.
     fn store(&self, caller: Caller, namespace: &str, realm: Option<&str>) -> Result<Store> {
-        let namespace = Namespace::new(namespace)?;
-        if namespace.as_str() == RESERVED_NAMESPACE {
-            return Err(Error::new(ErrorKind::Denied, format!("namespace {namespace} is the node's own")));
-        }
+        let namespace = open_namespace(namespace)?;
         let kv = self.0.node.engine().kv(namespace.clone(), self.0.accepted.clone());
         Ok(Store { caller, kv, namespace, realm: realm.map_or(Ok(Realm::default()), Realm::new)? })
+    }
+
+    /// The queues of a namespace and the name of one of them, if the caller may do all of this to it.
+    fn queue(&self, caller: &Caller, path: &queue::QueuePath, verbs: &[Verb]) -> Result<(QueueHandle, Queue)> {
+        let namespace = open_namespace(&path.namespace)?;
+        verbs.iter().try_for_each(|verb| caller.allow(Block::Queue, *verb, &path.namespace, &path.name))?;
+        Ok((self.queues_of(namespace)?, Queue::new(&path.name)?))
+    }
+
+    /// The queues of a namespace, if the caller may read all of them.
+    fn queues(&self, caller: &Caller, namespace: &str) -> Result<QueueHandle> {
+        let open = open_namespace(namespace)?;
+        caller.allow_prefix(Block::Queue, Verb::Read, namespace, "")?;
+        self.queues_of(open)
+    }
+
+    fn queues_of(&self, namespace: Namespace) -> Result<QueueHandle> {
+        let store = self.0.node.engine().store(namespace, self.0.accepted.clone());
+        let queues = store.queues()?;
+        queues.require(&coact_blocks::queue::NEEDS)?;
+        Ok(queues.clone())
     }
 
     /// Returns when an answer without an end must end: at the shutdown, or when the caller's permissions have changed.
@@ -109,6 +129,15 @@ impl Api {
         self.0.generators.close().await;
         self.0.limiters.close().await;
     }
+}
+
+/// A namespace that callers can reach.
+fn open_namespace(namespace: &str) -> Result<Namespace> {
+    let namespace = Namespace::new(namespace)?;
+    if namespace.as_str() == RESERVED_NAMESPACE {
+        return Err(Error::new(ErrorKind::Denied, format!("namespace {namespace} is the node's own")));
+    }
+    Ok(namespace)
 }
 
 /// A namespace and a realm in it, as far as a caller may reach.
@@ -193,6 +222,20 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(count::reset_latch))
         .routes(routes!(count::wait_barrier))
         .routes(routes!(count::acquire_rate))
+        .routes(routes!(queue::list))
+        .routes(routes!(queue::read, queue::put, queue::delete))
+        .routes(routes!(queue::stats))
+        .routes(routes!(queue::pause))
+        .routes(routes!(queue::resume))
+        .routes(routes!(queue::redrive))
+        .routes(routes!(queue::purge))
+        .routes(routes!(job::list, job::push))
+        .routes(routes!(job::push_all))
+        .routes(routes!(job::claim))
+        .routes(routes!(job::settle))
+        .routes(routes!(job::read, job::cancel))
+        .routes(routes!(job::reschedule))
+        .routes(routes!(job::promote))
         .routes(routes!(session::list, session::create))
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))

@@ -36,6 +36,15 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
         "config_put" => ("", Some(json!({"value": "x"}))),
         "config_rollback" => ("", Some(json!({"version": 1}))),
         "directory_report" => ("", Some(json!({"health": "passing"}))),
+        "queue_put" => ("", Some(json!({"max_attempts": 3}))),
+        "queue_push" => ("", Some(json!({"body": "x"}))),
+        "queue_push_all" => ("", Some(json!({"jobs": [{"body": "x"}]}))),
+        "queue_claim" => ("", Some(json!({"worker": "w"}))),
+        "queue_settle" => ("", Some(json!({"settle": [{"id": 1, "token": 1, "verdict": "ack"}]}))),
+        "queue_redrive" | "queue_purge" => ("", Some(json!({"oldest": 1}))),
+        "queue_reschedule" => ("", Some(json!({"run_at_ms": 1}))),
+        "queue_list" | "queue_read" | "queue_delete" | "queue_stats" | "queue_pause" | "queue_resume"
+        | "queue_jobs" | "queue_job" | "queue_cancel" | "queue_promote" => ("", None),
         "kv_read"
         | "kv_delete"
         | "kv_dirs"
