@@ -21,8 +21,8 @@ pub(crate) async fn run(time: Duration) {
     let mut rows = Rows::default();
     let channel = Endpoint::from_shared(address).expect("a URL").connect().await.expect("it answers");
     rows.measure(BARE, time, async |lock| Own::new(channel.clone(), &lock).await).await;
-    let kv = coact::open_store(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     rows.show("etcd", BARE);
 }
 

@@ -17,8 +17,8 @@ pub(crate) async fn run(time: Duration) {
     let mut rows = Rows::default();
     connect(&server).await.batch_execute("create table bare (name text primary key)").await.expect("a table");
     rows.measure(BARE, time, async |lock| Row::new(connect(&server).await, lock).await).await;
-    let kv = coact::open_store(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     rows.measure("advisory lock (not durable, no token)", time, async |lock| {
         Advisory::new(connect(&server).await, &lock).await
     })

@@ -20,8 +20,8 @@ pub(crate) async fn run(time: Duration) {
     let client = redis::Client::open(server.as_str()).expect("a URL");
     let connection = client.get_multiplexed_async_connection().await.expect("it answers");
     rows.measure(BARE, time, async |lock| Bare::new(connection.clone(), lock)).await;
-    let kv = coact::open_store(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     rows.measure("rslock", time, async |lock| Rslock {
         manager: rslock::LockManager::new(vec![server.as_str()]),
         lock,

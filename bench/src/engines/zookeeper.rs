@@ -11,8 +11,8 @@ pub(crate) async fn run(time: Duration) {
     bed.start().await.expect("ZooKeeper is installed by `cargo xtask test`");
     let url = bed.url("bench").await;
     let mut rows = Rows::default();
-    let kv = coact::open_store(&url).await.expect("it opens");
-    rows.measure_coact(&kv, time).await;
+    let store = coact::open_store(&url).await.expect("it opens");
+    rows.measure_coact(store.kv(), time).await;
     let bare = python::measure(&mut rows, "zookeeper", &url, time).await;
     rows.show("zookeeper", bare);
 }

@@ -21,6 +21,7 @@ impl Exit {
     pub(crate) const SUCCESS: Exit = Exit(0);
     pub(crate) const FAILURE: Exit = Exit(1);
     pub(crate) const ABSENT: Exit = Exit(3);
+    pub(crate) const CONFLICT: Exit = Exit(4);
     pub(crate) const NOT_IN_TIME: Exit = Exit(124);
     pub(crate) const LOST: Exit = Exit(125);
     pub(crate) const CANNOT_RUN: Exit = Exit(126);

@@ -50,6 +50,9 @@ enum Command {
     /// Configuration entries, with versions and a way back.
     #[command(subcommand)]
     Config(cmd::config::Config),
+    /// Work queues: push jobs, run a command for each, look after the dead.
+    #[command(subcommand)]
+    Queue(cmd::queue::QueueCommand),
     /// Unique ids: 64-bit ones, dense numbers, ULIDs, UUIDs.
     #[command(subcommand)]
     Id(cmd::id::Id),
@@ -165,6 +168,7 @@ async fn run(command: Command) -> Result<Exit> {
         Command::Leader(leader) => leader.run().await,
         Command::Dir(dir) => dir.run().await,
         Command::Config(config) => config.run().await,
+        Command::Queue(queue) => queue.run().await,
         Command::Id(id) => id.run().await,
         Command::Kv(kv) => kv.run().await,
         Command::Token(token) => token.run().await,

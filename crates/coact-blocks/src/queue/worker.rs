@@ -132,6 +132,11 @@ impl Control {
         self.stop.send_replace(true);
     }
 
+    /// Whether it was told to.
+    pub fn is_stopped(&self) -> bool {
+        *self.stop.borrow()
+    }
+
     /// What the worker has done.
     pub fn stats(&self) -> Stats {
         self.shared.counters.snapshot()

@@ -74,7 +74,7 @@ async fn run(seed: u64, takes_any_token: bool) -> Run {
         queues.plant_any_token();
     }
     let keyed = |number: u64| NewJob {
-        order_key: (number % 3 > 0).then(|| format!("key-{}", number % KEYS).into()),
+        order_key: (!number.is_multiple_of(3)).then(|| format!("key-{}", number % KEYS).into()),
         ..NewJob::new(number.to_string())
     };
     queue.push_all((0..JOBS).map(keyed).collect()).await.expect("enqueued");

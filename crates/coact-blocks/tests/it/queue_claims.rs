@@ -248,7 +248,7 @@ async fn jobs_that_come_when_the_worker_ends_are_given_back() {
     let bed = bed(32).await;
     let id = bed.push(["late"]).await[0];
     bed.connection.fate(|request| match request {
-        QueueRequest::Claim(_) => Fate::SlowAnswer(Duration::from_millis(100)),
+        QueueRequest::Claim => Fate::SlowAnswer(Duration::from_millis(100)),
         _ => Fate::Arrives,
     });
     let worker = bed.worker(options());

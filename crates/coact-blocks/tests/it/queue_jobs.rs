@@ -250,7 +250,7 @@ async fn no_more_run_at_once_than_there_are_slots_and_claims_and_results_travel_
     let counted = requests.clone();
     bed.connection.fate(move |request| {
         let name = match request {
-            QueueRequest::Claim(_) => "claim",
+            QueueRequest::Claim => "claim",
             request if request.settles() => "settle",
             _ => "other",
         };

@@ -76,7 +76,7 @@ enum Life {
 #[derive(Clone, Debug)]
 pub(crate) enum QueueRequest {
     Enqueue,
-    Claim(Claim),
+    Claim,
     Settle(Vec<Settle>),
     Other,
 }
@@ -462,7 +462,7 @@ impl QueueStore for Client {
 
     async fn claim(&self, claim: Claim) -> Result<Vec<Claimed>> {
         let queues = self.queues.clone();
-        self.call(QueueRequest::Claim(claim.clone()), async move { queues.claim(claim).await }).await
+        self.call(QueueRequest::Claim, async move { queues.claim(claim).await }).await
     }
 
     async fn settle(&self, queue: &Queue, settle: Vec<Settle>) -> Result<Vec<Settled>> {

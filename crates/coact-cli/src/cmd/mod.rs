@@ -13,6 +13,7 @@ pub(crate) mod id;
 pub(crate) mod init;
 pub(crate) mod kv;
 pub(crate) mod lock;
+pub(crate) mod queue;
 pub(crate) mod role;
 pub(crate) mod rw;
 pub(crate) mod sem;

@@ -14,6 +14,7 @@ mod holders;
 mod ids;
 mod locks;
 mod node;
+mod queue;
 mod round_trips;
 mod running;
 mod scale;

@@ -251,39 +251,45 @@ impl Life {
     async fn verify(&self) {
         let store = self.store.lock().clone().expect("it is up");
         let streams = store.streams().expect("streams");
-        let known = self.known.lock();
-        let lost: Vec<_> =
-            known.enqueued.iter().filter(|job| !known.done.contains(job) && !known.maybe_done.contains(job)).collect();
-        assert!(lost.is_empty(), "jobs {lost:?} are lost");
-        drop(known);
+        self.verify_jobs();
         for producer in 0..PRODUCERS {
             let found = read_all(streams, "in", producer as u32).await;
-            let (asked, acknowledged) = self.known.lock().produced.get(&producer).copied().unwrap_or_default();
-            assert!(found.iter().map(|(number, _)| *number).eq(0..found.len() as u64), "{producer}: {found:?}");
-            let count = found.len() as u64;
-            assert!(
-                (acknowledged..=asked).contains(&count),
-                "{producer}: {acknowledged} of {asked} acked, {count} there"
-            );
             let copied = read_all(streams, "out", producer as u32).await;
-            assert!(
-                copied.iter().map(|(number, _)| *number).eq(0..copied.len() as u64),
-                "{producer}: copied {copied:?}"
-            );
-            assert!(copied.len() <= found.len(), "{producer}: more is copied than was there");
+            self.verify_produced(producer, &found, &copied);
         }
-        let mut came = BTreeSet::new();
+        let mut came = read_all(streams, "later", 0).await;
+        came.extend(read_all(streams, "later", 1).await);
+        self.verify_delayed(&came);
+    }
+
+    fn verify_jobs(&self) {
         let known = self.known.lock();
-        for (number, time_ms) in
-            [read_all(streams, "later", 0).await, read_all(streams, "later", 1).await].into_iter().flatten()
-        {
-            assert!(came.insert(number), "delayed record {number} comes twice");
-            let (due_ms, fate) = known.delayed.get(&number).expect("it was scheduled");
-            assert!(time_ms >= *due_ms, "delayed record {number} comes {} ms early", due_ms - time_ms);
+        let ended = |job: &&u64| known.done.contains(job) || known.maybe_done.contains(job);
+        let lost: Vec<_> = known.enqueued.iter().filter(|job| !ended(job)).collect();
+        assert!(lost.is_empty(), "jobs {lost:?} are lost");
+    }
+
+    fn verify_produced(&self, producer: u64, found: &[(u64, u64)], copied: &[(u64, u64)]) {
+        let (asked, acknowledged) = self.known.lock().produced.get(&producer).copied().unwrap_or_default();
+        let is_sequence = |found: &[(u64, u64)]| found.iter().map(|(number, _)| *number).eq(0..found.len() as u64);
+        assert!(is_sequence(found), "{producer}: {found:?}");
+        let count = found.len() as u64;
+        assert!((acknowledged..=asked).contains(&count), "{producer}: {acknowledged} of {asked} acked, {count} there");
+        assert!(is_sequence(copied), "{producer}: copied {copied:?}");
+        assert!(copied.len() <= found.len(), "{producer}: more is copied than was there");
+    }
+
+    fn verify_delayed(&self, came: &[(u64, u64)]) {
+        let known = self.known.lock();
+        let mut numbers = BTreeSet::new();
+        for (number, time_ms) in came {
+            assert!(numbers.insert(*number), "delayed record {number} comes twice");
+            let (due_ms, fate) = known.delayed.get(number).expect("it was scheduled");
+            assert!(time_ms >= due_ms, "delayed record {number} comes {} ms early", due_ms - time_ms);
             assert_ne!(*fate, Fate::Cancelled, "delayed record {number} comes though it was cancelled");
         }
         for (number, (_, fate)) in &known.delayed {
-            assert!(*fate != Fate::Comes || came.contains(number), "delayed record {number} is lost");
+            assert!(*fate != Fate::Comes || numbers.contains(number), "delayed record {number} is lost");
         }
     }
 }

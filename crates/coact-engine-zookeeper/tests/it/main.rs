@@ -9,7 +9,7 @@ use coact_core::{
     error::Effect,
     guarantees::{Durability, Fence, OnPartition},
     name::{Dir, Key, Realm},
-    registry::Registry,
+    registry::{Registry, Store},
 };
 use coact_testkit::{
     bed::{Bed, PATIENCE, ZookeeperBed, wait_until},
@@ -18,15 +18,15 @@ use coact_testkit::{
 use futures::{StreamExt as _, future::join_all};
 
 async fn open(url: &str) -> Result<KvHandle> {
-    Registry::default()
-        .with(coact_engine_zookeeper::driver())
-        .open(url.parse()?, Env::real())
-        .await
-        .map(|store| store.kv().clone())
+    open_store(url).await.map(|store| store.kv().clone())
+}
+
+async fn open_store(url: &str) -> Result<Store> {
+    Registry::default().with(coact_engine_zookeeper::driver()).open(url.parse()?, Env::real()).await
 }
 
 async fn bed() -> ZookeeperBed {
-    let bed = ZookeeperBed::new(|url| Box::pin(async move { open(&url).await }));
+    let bed = ZookeeperBed::new(|url| Box::pin(async move { open_store(&url).await }));
     bed.start().await.expect("ZooKeeper starts: `cargo xtask test` installs it");
     bed
 }

@@ -14,7 +14,7 @@ use crate::{
     },
     env::Env,
     error::{Error, ErrorKind, Result},
-    guarantees::{Accepted, Needs},
+    guarantees::{Accepted, Limits, Needs},
     name::{Group, Topic},
 };
 
@@ -220,6 +220,9 @@ impl StreamHandle {
         commit.appends.iter().try_for_each(|append| self.check_append(append))?;
         commit.delayed.iter().try_for_each(|delayed| self.check_delayed(delayed))?;
         commit.offsets.iter().try_for_each(check_offsets)?;
+        if let Some((realm, txn)) = &commit.kv {
+            txn.check(realm, &Limits::PORTABLE)?;
+        }
         commit.jobs.iter().try_for_each(|(_, job)| check_job(&self.guarantees.limits, job))?;
         if commit.bytes() > self.guarantees.limits.batch_bytes * 4 {
             let (have, most) = (commit.bytes(), self.guarantees.limits.batch_bytes * 4);
