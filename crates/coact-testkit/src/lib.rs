@@ -5,5 +5,6 @@
 pub mod bed;
 pub mod check;
 pub mod fault;
+pub mod model;
 pub mod sim;
 pub mod suite;

@@ -1,6 +1,7 @@
 //! The embedded engine as a whole: on real files, killed, failed and full; in simulation; and its requests, watches and
 //! leases.
 
+mod checked;
 mod crash;
 mod engine;
 mod faults;

@@ -177,6 +177,11 @@ impl State {
     fn settled(&mut self, settling: Settling, verdict: &Verdict, settled: Settled) {
         let Settling { receipt: Receipt { id, token }, newest } = settling;
         if settled == Settled::Fenced {
+            let job = self.jobs.entry(id).or_default();
+            // Nothing was changed; what others do to the job is theirs to say.
+            if job.end == End::Perhaps && job.claim.is_some_and(|claim| claim.token == token) {
+                job.end = End::Lives;
+            }
             return;
         }
         if let Some(newest) = newest.filter(|newest| *newest > token) {

@@ -32,6 +32,13 @@ impl Basis {
         self.bed.open(&Namespace::default()).await.expect("the bed serves")
     }
 
+    /// Two clients of the same store, in namespaces of which one is the beginning of the other.
+    pub async fn two_namespaces(&self) -> [Store; 2] {
+        let name = format!("n{:x}", self.env.random());
+        let open = async |name: &str| self.bed.open(&Namespace::new(name).expect("valid")).await.expect("opens");
+        [open(&name).await, open(&format!("{name}x")).await]
+    }
+
     /// Ends the store hard, starts it again, and opens a new client.
     pub async fn restarted(&self) -> Store {
         self.bed.restart().expect("the case needs RESTARTS").await.expect("the store starts again");

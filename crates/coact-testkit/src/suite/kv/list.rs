@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use coact_core::{
     contract::kv::{Order, ReadAt, Revision, Scope},
-    name::{Dir, Key, Namespace, Realm},
+    name::{Dir, Key, Realm},
 };
 
 use super::{
@@ -132,13 +132,7 @@ cases! {
     }
 
     async fn namespaces_are_independent(cx: &Context) {
-        // One is the beginning of the other.
-        let name = format!("n{:x}", cx.env.random());
-        let open = async |name: &str| {
-            let store = cx.bed.open(&Namespace::new(name).expect("valid")).await.expect("opens");
-            store.kv().clone()
-        };
-        let (ours, theirs) = (open(&name).await, open(&format!("{name}x")).await);
+        let [ours, theirs] = cx.two_namespaces().await.map(|store| store.kv().clone());
         let (key, dir) = (cx.key("a/x"), cx.dir("a"));
         let mut watch = cx.watch_with(&ours, Scope::Dir(dir.clone()), None).await;
         theirs.put(&key, "theirs", None).await.expect("commits");

@@ -5,4 +5,4 @@ mod context;
 pub use self::context::Context;
 use super::{ALONE, DURABLE, RESTARTS};
 
-themes! { "queue": queues enqueue claim settle lease order manage dead stats limits life }
+themes! { "queue": queues enqueue claim settle lease order manage dead stats limits life history }

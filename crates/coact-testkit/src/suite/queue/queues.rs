@@ -87,6 +87,19 @@ cases! {
         assert_eq!(cx.queues.stats(&other).await.expect("answers").ready, 1);
     }
 
+    async fn namespaces_are_independent(cx: &Context) {
+        let [ours, theirs] = cx.two_namespaces().await.map(|store| store.queues().expect("queues").clone());
+        let queue = &cx.queue;
+        assert!(ours.put_queue(queue, &QueueSpec::default()).await.expect("created"));
+        assert_eq!(theirs.queue(queue).await.expect("answers"), None);
+        assert!(theirs.queues("", 10).await.expect("answers").is_empty());
+        assert!(theirs.put_queue(queue, &QueueSpec::default()).await.expect("created there too"));
+        theirs.enqueue(queue, vec![job("theirs")]).await.expect("enqueued");
+        assert!(ours.claim(cx.asks()).await.expect("answers").is_empty());
+        assert!(ours.delete_queue(queue).await.expect("deletes"));
+        assert_eq!(theirs.stats(queue).await.expect("answers").ready, 1);
+    }
+
     async fn an_unknown_queue_is_not_found(cx: &Context) {
         let (queues, queue) = (&cx.queues, &cx.queue);
         assert_kind(queues.enqueue(queue, vec![job("x")]).await, ErrorKind::NotFound);

@@ -36,4 +36,4 @@ fn declares(basis: &Basis, holds: impl Fn(&StreamGuarantees) -> bool) -> bool {
     basis.store.streams().is_ok_and(|streams| holds(streams.guarantees()))
 }
 
-themes! { "stream": topics append read dedup trim groups commit delay limits life }
+themes! { "stream": topics append read dedup trim groups commit delay limits life history }

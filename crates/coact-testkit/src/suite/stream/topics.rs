@@ -9,7 +9,7 @@ use coact_core::{
 
 use super::{
     Context,
-    context::{assert_kind, batch, later, read},
+    context::{assert_kind, batch, came_to, later, read, read_all, values},
 };
 use crate::bed::PATIENCE;
 
@@ -67,6 +67,22 @@ cases! {
         }
         assert_eq!(names, ["a", "a-y", "a.x", "b", "c"].map(|name| cx.topic(name).to_string()));
         assert!(cx.streams.topics("", 0).await.expect("answers").is_empty());
+    }
+
+    async fn namespaces_are_independent(cx: &Context) {
+        let [ours, theirs] = cx.two_namespaces().await.map(|store| store.streams().expect("streams").clone());
+        let (topic, group) = (cx.topic("t"), cx.group("g"));
+        ours.create_topic(&topic, &TopicSpec::default()).await.expect("created");
+        assert_eq!(theirs.topic(&topic).await.expect("answers"), None);
+        assert!(theirs.topics("", 10).await.expect("answers").is_empty());
+        theirs.create_topic(&topic, &TopicSpec::default()).await.expect("created there too");
+        theirs.append(batch(&topic, 0, &["theirs"])).await.expect("taken");
+        assert!(read_all(&ours, &topic, 0).await.is_empty());
+        theirs.commit_offsets(came_to(&group, 5, &topic, 1)).await.expect("commits");
+        assert_eq!(ours.group(&group).await.expect("answers"), None);
+        assert!(ours.groups("", 10).await.expect("answers").is_empty());
+        assert!(ours.delete_topic(&topic).await.expect("deletes"));
+        assert_eq!(values(&read_all(&theirs, &topic, 0).await), ["theirs"]);
     }
 
     async fn a_deleted_topic_takes_everything_along(cx: &Context) {
