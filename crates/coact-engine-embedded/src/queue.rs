@@ -27,7 +27,7 @@ use crate::{
         change::NewJobOf,
         queue::{Extra, Life, QueueState},
     },
-    stream::{flat, guarantees, plain},
+    stream::{flat, guarantees, millis, plain},
     work::{Task, Work},
 };
 
@@ -112,7 +112,7 @@ impl QueueStore for EmbeddedQueues {
                     id: known.unwrap_or(work.messages.next_id),
                     name,
                     max_attempts: spec.max_attempts,
-                    keep_dead_ms: spec.keep_dead.as_millis() as u64,
+                    keep_dead_ms: millis(spec.keep_dead),
                     paused,
                 });
                 Ok(known.is_none())
@@ -325,7 +325,7 @@ pub(crate) fn apply_settle(work: &mut Work<'_>, queue: u64, settle: Settle) -> S
         }
         Verdict::Kill { error } => return kill(work, queue, job, error),
         Verdict::Nack { delay, error } => {
-            let run_at_ms = if delay.is_zero() { 0 } else { time_ms.saturating_add(delay.as_millis() as u64) };
+            let run_at_ms = if delay.is_zero() { 0 } else { time_ms.saturating_add(millis(delay)) };
             work.write(MessageChange::JobWaits { queue, job, run_at_ms, attempts, error: cut(error) });
         }
         Verdict::Release => {

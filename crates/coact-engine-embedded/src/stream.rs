@@ -329,6 +329,11 @@ impl StreamStore for EmbeddedStreams {
     }
 }
 
+/// Whole milliseconds; what is longer than any time is as good as for ever.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// A name with its namespace.
 pub(crate) fn flat(namespace: &Namespace, name: &str) -> String {
     format!("{namespace}/{name}")
@@ -498,7 +503,7 @@ fn no_partition(name: &str, partition: u32, count: usize) -> Error {
 fn spec_of(spec: &TopicSpec) -> Spec {
     Spec {
         partitions: spec.partitions,
-        age_ms: spec.retention_age.map(|age| age.as_millis() as u64),
+        age_ms: spec.retention_age.map(millis),
         bytes: spec.retention_bytes,
         compact: spec.compact,
     }
