@@ -132,3 +132,14 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Condition {
 pub(crate) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, ErrorKind::Invalid, detail)
 }
+
+/// Reads a number that the document shows as a signed one of 64 bits.
+pub(super) fn int64<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    let number: Option<u64> = serde::Deserialize::deserialize(from)?;
+    match number.filter(|number| *number > i64::MAX as u64) {
+        None => Ok(number),
+        Some(number) => {
+            Err(serde::de::Error::custom(format!("{number} is too large: at most {} is allowed", i64::MAX)))
+        }
+    }
+}

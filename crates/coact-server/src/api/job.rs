@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
-    extract::{Json, Path, Query, invalid},
+    extract::{Json, Path, Query, int64, invalid},
     kv::limit,
     problem::{self, Problem},
     queue::QueuePath,
@@ -51,6 +51,7 @@ pub(super) struct JobsQuery {
     #[param(example = "ready")]
     state: Option<String>,
     /// Start after this job: the last of the page before.
+    #[serde(default, deserialize_with = "int64")]
     after: Option<u64>,
     /// The most jobs; 100 by default, at most 1000.
     #[param(minimum = 1, maximum = 1000)]
@@ -74,8 +75,10 @@ pub(super) struct JobBody {
     #[schema(maximum = 9)]
     priority: Option<u8>,
     /// Not before this time, in milliseconds since 1970.
+    #[serde(default, deserialize_with = "int64")]
     run_at_ms: Option<u64>,
     /// Not before so long from now.
+    #[serde(default, deserialize_with = "int64")]
     delay_ms: Option<u64>,
     /// Jobs of one order key are done one after the other, in the order of arrival.
     order_key: Option<String>,
@@ -83,6 +86,7 @@ pub(super) struct JobBody {
     #[schema(minimum = 1)]
     max_attempts: Option<u32>,
     /// Dead if nobody has claimed it by this time, in milliseconds since 1970.
+    #[serde(default, deserialize_with = "int64")]
     expires_ms: Option<u64>,
 }
 
@@ -118,9 +122,11 @@ pub(super) struct ClaimBody {
     limit: Option<usize>,
     /// How long each job is the worker's unless it extends the claim; 30000 by default.
     #[schema(minimum = 50)]
+    #[serde(default, deserialize_with = "int64")]
     lease_ms: Option<u64>,
     /// How long to wait for a job if there is none; 0 by default, at most 60000.
     #[schema(minimum = 0, maximum = 60000)]
+    #[serde(default, deserialize_with = "int64")]
     wait_ms: Option<u64>,
 }
 
@@ -144,11 +150,13 @@ struct SettleOne {
     #[schema(value_type = String, example = "ack")]
     verdict: Word,
     /// With `nack`: how long it rests; 0 by default.
+    #[serde(default, deserialize_with = "int64")]
     delay_ms: Option<u64>,
     /// With `nack` and `kill`: why; at most 1 KiB of it is kept.
     error: Option<String>,
     /// With `extend`: how long the claim lives from now.
     #[schema(minimum = 50)]
+    #[serde(default, deserialize_with = "int64")]
     lease_ms: Option<u64>,
 }
 

@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
-    extract::{Json, Path, Query, invalid},
+    extract::{Json, Path, Query, int64, invalid},
     kv::{NamespacePath, limit},
     problem::{self, Problem},
 };
@@ -49,6 +49,7 @@ pub(super) struct SpecBody {
     max_attempts: Option<u32>,
     /// How long dead jobs are kept; 30 days by default.
     #[schema(example = 2_592_000_000_u64)]
+    #[serde(default, deserialize_with = "int64")]
     keep_dead_ms: Option<u64>,
 }
 
@@ -60,6 +61,7 @@ pub(super) struct DeadBody {
     ids: Option<Vec<u64>>,
     /// The oldest so many.
     #[schema(minimum = 1, example = 100)]
+    #[serde(default, deserialize_with = "int64")]
     oldest: Option<u64>,
 }
 
