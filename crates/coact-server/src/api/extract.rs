@@ -43,6 +43,10 @@ impl<T: DeserializeOwned> FromRequest<Api> for Json<T> {
                 return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, ErrorKind::Unavailable, detail));
             }
         };
+        // An array would be taken for an object's fields in their order.
+        if bytes.trim_ascii_start().starts_with(b"[") {
+            return Err(invalid("the body is an array: an object is expected here"));
+        }
         serde_json::from_slice(&bytes)
             .map(Self)
             .map_err(|error| invalid(format!("the body is not what is expected here: {error}")))
@@ -135,11 +139,18 @@ pub(crate) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Prob
 
 /// Reads a number that the document shows as a signed one of 64 bits.
 pub(super) fn int64<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    at_most(from, i64::MAX as u64)
+}
+
+/// Reads a number that the document shows as a signed one of 32 bits.
+pub(super) fn int32<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    Ok(at_most(from, i32::MAX as u64)?.map(|number| number as u32))
+}
+
+fn at_most<'de, D: serde::Deserializer<'de>>(from: D, most: u64) -> Result<Option<u64>, D::Error> {
     let number: Option<u64> = serde::Deserialize::deserialize(from)?;
-    match number.filter(|number| *number > i64::MAX as u64) {
+    match number.filter(|number| *number > most) {
         None => Ok(number),
-        Some(number) => {
-            Err(serde::de::Error::custom(format!("{number} is too large: at most {} is allowed", i64::MAX)))
-        }
+        Some(number) => Err(serde::de::Error::custom(format!("{number} is too large: at most {most} is allowed"))),
     }
 }

@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
-    extract::{Json, Path, Query, int64, invalid},
+    extract::{Json, Path, Query, int32, int64, invalid},
     kv::limit,
     problem::{self, Problem},
     queue::QueuePath,
@@ -84,6 +84,7 @@ pub(super) struct JobBody {
     order_key: Option<String>,
     /// How often it is claimed before it is dead, instead of what the queue says.
     #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "int32")]
     max_attempts: Option<u32>,
     /// Dead if nobody has claimed it by this time, in milliseconds since 1970.
     #[serde(default, deserialize_with = "int64")]

@@ -12,7 +12,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
-    extract::{Json, Path, Query, int64, invalid},
+    extract::{Json, Path, Query, int32, int64, invalid},
     kv::{NamespacePath, limit},
     problem::{self, Problem},
 };
@@ -46,6 +46,7 @@ pub(super) struct ListQuery {
 pub(super) struct SpecBody {
     /// How often a job is claimed before it is dead; 16 by default.
     #[schema(minimum = 1, example = 16)]
+    #[serde(default, deserialize_with = "int32")]
     max_attempts: Option<u32>,
     /// How long dead jobs are kept; 30 days by default.
     #[schema(example = 2_592_000_000_u64)]
