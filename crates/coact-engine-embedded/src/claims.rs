@@ -74,6 +74,8 @@ impl Work<'_> {
         let claimed = self.claim_ready(&asked);
         if claimed.is_empty() && waits {
             self.waiting.0.entry(asked.queue).or_default().push_back(asked);
+            // Those before it that nobody waits for any more are let go.
+            self.messages.change_times();
         } else {
             self.answer_claim(asked, claimed);
         }

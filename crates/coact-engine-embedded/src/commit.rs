@@ -4,7 +4,7 @@ use coact_core::{
     Error, ErrorKind, Result,
     contract::{
         commit::{Commit, CommitOutcome, Committed},
-        kv::{KvStore, Txn, TxnOutcome},
+        kv::{Txn, TxnOutcome},
         queue::Settled,
         stream::Append,
     },
@@ -23,9 +23,6 @@ use crate::{
 pub(crate) async fn commit(engine: &Engine, namespace: &Namespace, commit: Commit) -> Result<CommitOutcome> {
     check_once(&commit)?;
     let kv = EmbeddedKv::new(engine.clone(), namespace.clone());
-    if let Some((realm, txn)) = &commit.kv {
-        txn.check(realm, &kv.guarantees().limits)?;
-    }
     let namespace = namespace.clone();
     engine.ask(commit.bytes(), move |work| run(work, &kv, &namespace, commit)).await
 }

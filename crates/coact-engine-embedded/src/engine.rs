@@ -505,12 +505,8 @@ impl Engine {
         let kib = (bytes / 1024).min(ON_THEIR_WAY_KIB) as u32;
         // Never closed.
         let _share = self.room.acquire_many(kib).await;
-        let (to, answer) = oneshot::channel();
-        self.submit(Task::new(move |work| {
-            let result = ask(work);
-            work.answer(to, result);
-        }))
-        .await?;
+        let (task, answer) = Task::question(ask);
+        self.submit(task).await?;
         answer.await.unwrap_or_else(|_| Err(error(self.why_stopped())))
     }
 
@@ -538,11 +534,7 @@ pub(crate) async fn ask_through<T: Send + 'static>(
     ask: impl FnOnce(&mut Work<'_>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let closed = || error(FlatError::Closed);
-    let (to, answer) = oneshot::channel();
-    let task = Task::new(move |work| {
-        let result = ask(work);
-        work.answer(to, result);
-    });
+    let (task, answer) = Task::question(ask);
     let sender = requests.upgrade().ok_or_else(closed)?;
     sender.send(Proposal::Work(task)).await.map_err(|_| closed())?;
     drop(sender);

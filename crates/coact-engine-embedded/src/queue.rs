@@ -24,10 +24,10 @@ use crate::{
     kv::error,
     message::{
         MessageChange, Messages,
-        change::NewJobOf,
+        change::{NewJobOf, millis},
         queue::{Extra, Life, QueueState},
     },
-    stream::{flat, guarantees, millis, plain},
+    stream::{flat, guarantees, page, plain},
     work::{Task, Work},
 };
 
@@ -142,13 +142,11 @@ impl QueueStore for EmbeddedQueues {
     }
 
     async fn queues(&self, after: &str, limit: usize) -> Result<Vec<QueueInfo>> {
-        let (prefix, after) = (flat(&self.namespace, ""), flat(&self.namespace, after));
+        let (namespace, after) = (self.namespace.clone(), after.to_owned());
         self.engine
             .ask(0, move |work| {
-                let messages = &*work.messages;
-                let ids = messages.queue_ids.range(after.clone()..).filter(|(name, _)| **name != after);
-                let mine = ids.take_while(|(name, _)| name.starts_with(&prefix)).take(limit);
-                Ok(mine.filter_map(|(_, id)| info(messages.queues.get(id)?)).collect())
+                let page = page(&work.messages.queue_ids, &namespace, &after, limit);
+                Ok(page.filter_map(|(_, id)| info(work.messages.queues.get(id)?)).collect())
             })
             .await
     }
@@ -314,26 +312,33 @@ pub(crate) fn is_current(messages: &Messages, queue: u64, receipt: Receipt) -> b
 
 /// Settles a claim that is not over.
 pub(crate) fn apply_settle(work: &mut Work<'_>, queue: u64, settle: Settle) -> Settled {
-    let (job, now, time_ms) = (settle.receipt.id.0, work.now, work.time_ms);
+    let (job, now) = (settle.receipt.id.0, work.now);
     let Some(state) = work.messages.queues.get_mut(&queue) else { return Settled::Fenced };
     let Some(found) = state.job(job) else { return Settled::Fenced };
-    let (attempts, max_attempts) = (found.attempts, found.max_attempts);
     match settle.verdict {
         Verdict::Ack => work.write(MessageChange::JobEnded { queue, job, done: true }),
-        Verdict::Nack { error, .. } | Verdict::Kill { error } if attempts >= max_attempts => {
-            return kill(work, queue, job, error);
-        }
         Verdict::Kill { error } => return kill(work, queue, job, error),
-        Verdict::Nack { delay, error } => {
-            let run_at_ms = if delay.is_zero() { 0 } else { time_ms.saturating_add(millis(delay)) };
-            work.write(MessageChange::JobWaits { queue, job, run_at_ms, attempts, error: cut(error) });
-        }
+        Verdict::Nack { delay, error } => return fail(work, queue, job, delay, error),
         Verdict::Release => {
-            let (attempts, error) = (attempts.saturating_sub(1), found.extra().error.clone());
+            let (attempts, error) = (found.attempts.saturating_sub(1), found.extra().error.clone());
             work.write(MessageChange::JobWaits { queue, job, run_at_ms: 0, attempts, error });
         }
         Verdict::Extend { lease } => state.extend(job, lease, now),
     }
+    Settled::Done
+}
+
+/// An attempt failed: the job rests, or is dead if that was its last.
+fn fail(work: &mut Work<'_>, queue: u64, job: u64, rest: Duration, error: String) -> Settled {
+    let found = work.messages.queues.get(&queue).and_then(|queue| queue.job(job));
+    let Some((attempts, max_attempts)) = found.map(|job| (job.attempts, job.max_attempts)) else {
+        return Settled::Fenced;
+    };
+    if attempts >= max_attempts {
+        return kill(work, queue, job, error);
+    }
+    let run_at_ms = if rest.is_zero() { 0 } else { work.time_ms.saturating_add(millis(rest)) };
+    work.write(MessageChange::JobWaits { queue, job, run_at_ms, attempts, error: cut(error) });
     Settled::Done
 }
 
@@ -376,7 +381,7 @@ pub(crate) fn tick(work: &mut Work<'_>, unclaimed: Vec<(u64, Receipt)>) {
     for queue in ids {
         let Some(state) = work.messages.queues.get_mut(&queue) else { continue };
         state.wake_due(work.time_ms);
-        let ended = state.take_ended(work.now);
+        let ended = state.ended(work.now);
         let forgotten: Vec<_> = state.dead(work.time_ms.saturating_sub(state.spec.keep_dead_ms)).collect();
         for job in ended {
             end_claim(work, queue, job);
@@ -392,7 +397,7 @@ pub(crate) fn tick(work: &mut Work<'_>, unclaimed: Vec<(u64, Receipt)>) {
 /// Jobs whose time to be claimed is over are dead.
 pub(crate) fn end_expired(work: &mut Work<'_>, queue: u64) {
     let Some(state) = work.messages.queues.get(&queue) else { return };
-    for job in state.take_expired(work.time_ms) {
+    for job in state.expired(work.time_ms) {
         let _ = kill(work, queue, job, "it expired before it was claimed".to_owned());
     }
 }
@@ -401,12 +406,7 @@ pub(crate) fn end_expired(work: &mut Work<'_>, queue: u64) {
 fn end_claim(work: &mut Work<'_>, queue: u64, job: u64) {
     let Some(found) = work.messages.queues.get(&queue).and_then(|queue| queue.job(job)) else { return };
     let error = format!("the lease of worker {} ended", found.extra().worker);
-    let (attempts, max_attempts) = (found.attempts, found.max_attempts);
-    if attempts >= max_attempts {
-        let _ = kill(work, queue, job, error);
-    } else {
-        work.write(MessageChange::JobWaits { queue, job, run_at_ms: 0, attempts, error });
-    }
+    let _ = fail(work, queue, job, Duration::ZERO, error);
 }
 
 fn state_of(messages: &Messages, queue: u64) -> Result<&QueueState> {

@@ -1,6 +1,6 @@
 //! The stream contract on the embedded engine.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use coact_core::{
@@ -23,7 +23,6 @@ use crate::{
     kv::error,
     message::{
         At, MessageChange, Messages,
-        change::{Spec, StampOf},
         topic::{BatchRef, Partition, Standing, TopicState},
     },
     work::Work,
@@ -97,7 +96,7 @@ impl StreamStore for EmbeddedStreams {
     }
 
     async fn create_topic(&self, topic: &Topic, spec: &TopicSpec) -> Result<()> {
-        let (name, spec) = (self.flat(topic.as_str()), spec_of(spec));
+        let (name, spec) = (self.flat(topic.as_str()), spec.clone());
         let plain = topic.to_string();
         self.engine
             .ask(0, move |work| {
@@ -112,7 +111,7 @@ impl StreamStore for EmbeddedStreams {
     }
 
     async fn alter_topic(&self, topic: &Topic, spec: &TopicSpec) -> Result<()> {
-        let (name, spec) = (self.flat(topic.as_str()), spec_of(spec));
+        let (name, spec) = (self.flat(topic.as_str()), spec.clone());
         self.engine
             .ask(0, move |work| {
                 let (id, state) = topic_of(work.messages, &name)?;
@@ -146,13 +145,11 @@ impl StreamStore for EmbeddedStreams {
     }
 
     async fn topics(&self, after: &str, limit: usize) -> Result<Vec<TopicInfo>> {
-        let (prefix, after) = (self.flat(""), self.flat(after));
+        let (namespace, after) = (self.namespace.clone(), after.to_owned());
         self.engine
             .ask(0, move |work| {
-                let messages = &*work.messages;
-                let ids = messages.topic_ids.range(after.clone()..).filter(|(name, _)| **name != after);
-                let mine = ids.take_while(|(name, _)| name.starts_with(&prefix)).take(limit);
-                Ok(mine.filter_map(|(_, id)| info(messages.topics.get(id)?)).collect())
+                let page = page(&work.messages.topic_ids, &namespace, &after, limit);
+                Ok(page.filter_map(|(_, id)| info(work.messages.topics.get(id)?)).collect())
             })
             .await
     }
@@ -232,13 +229,11 @@ impl StreamStore for EmbeddedStreams {
     }
 
     async fn groups(&self, after: &str, limit: usize) -> Result<Vec<GroupInfo>> {
-        let (prefix, after) = (self.flat(""), self.flat(after));
+        let (namespace, after) = (self.namespace.clone(), after.to_owned());
         self.engine
             .ask(0, move |work| {
-                let messages = &*work.messages;
-                let groups = messages.groups.range(after.clone()..).filter(|(name, _)| **name != after);
-                let mine = groups.take_while(|(name, _)| name.starts_with(&prefix)).take(limit);
-                Ok(mine.filter_map(|(name, _)| group_info(messages, name)).collect())
+                let page = page(&work.messages.groups, &namespace, &after, limit);
+                Ok(page.filter_map(|(name, _)| group_info(work.messages, name)).collect())
             })
             .await
     }
@@ -329,14 +324,21 @@ impl StreamStore for EmbeddedStreams {
     }
 }
 
-/// Whole milliseconds; what is longer than any time is as good as for ever.
-pub(crate) fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 /// A name with its namespace.
 pub(crate) fn flat(namespace: &Namespace, name: &str) -> String {
     format!("{namespace}/{name}")
+}
+
+/// Up to `limit` things of a namespace after a name, by name.
+pub(crate) fn page<'a, V>(
+    all: &'a BTreeMap<String, V>,
+    namespace: &Namespace,
+    after: &str,
+    limit: usize,
+) -> impl Iterator<Item = (&'a String, &'a V)> + use<'a, V> {
+    let (prefix, after) = (flat(namespace, ""), flat(namespace, after));
+    let later = all.range((Bound::Excluded(after), Bound::Unbounded));
+    later.take_while(move |(name, _)| name.starts_with(&prefix)).take(limit)
 }
 
 /// A name without its namespace.
@@ -360,7 +362,6 @@ pub(crate) fn plan_append(work: &Work<'_>, namespace: &Namespace, append: &Appen
         .ok_or_else(|| no_partition(append.topic.as_str(), append.partition, topic.partitions.len()))?;
     let place = || format!("partition {} of topic {}", append.partition, append.topic);
     if let Some(stamp) = append.stamp {
-        let stamp = StampOf { producer: stamp.producer, epoch: stamp.epoch, sequence: stamp.sequence };
         match partition.standing(stamp) {
             Standing::New => {}
             Standing::Duplicate(first, time_ms) => {
@@ -416,10 +417,8 @@ pub(crate) fn apply_append(work: &mut Work<'_>, plan: AppendPlan, append: Append
         AppendPlan::Duplicate(appended) => return appended,
         AppendPlan::New { at, first, time_ms } => (at, first, time_ms),
     };
-    let stamp =
-        append.stamp.map(|stamp| StampOf { producer: stamp.producer, epoch: stamp.epoch, sequence: stamp.sequence });
     let (count, span) = (append.batch.count(), append.batch.span());
-    let change = MessageChange::Appended { at, first, count, span, time_ms, stamp };
+    let change = MessageChange::Appended { at, first, count, span, time_ms, stamp: append.stamp };
     work.write_body(change, append.batch.bytes().clone());
     Appended { first: Offset(first), time_ms, duplicate: false }
 }
@@ -500,21 +499,13 @@ fn no_partition(name: &str, partition: u32, count: usize) -> Error {
     Error::new(ErrorKind::NotFound, format!("topic {name} has no partition {partition}: it has {count}, from 0"))
 }
 
-fn spec_of(spec: &TopicSpec) -> Spec {
-    Spec {
-        partitions: spec.partitions,
-        age_ms: spec.retention_age.map(millis),
-        bytes: spec.retention_bytes,
-        compact: spec.compact,
-    }
-}
-
 /// A topic for users; `None` if its name is none that users give.
 fn info(topic: &TopicState) -> Option<TopicInfo> {
-    let Spec { partitions, age_ms, bytes, compact } = topic.spec;
-    let spec =
-        TopicSpec { partitions, retention_age: age_ms.map(Duration::from_millis), retention_bytes: bytes, compact };
-    Some(TopicInfo { name: Topic::new(plain(&topic.name)).ok()?, spec, created_ms: topic.created_ms })
+    Some(TopicInfo {
+        name: Topic::new(plain(&topic.name)).ok()?,
+        spec: topic.spec.clone(),
+        created_ms: topic.created_ms,
+    })
 }
 
 fn group_info(messages: &Messages, name: &str) -> Option<GroupInfo> {

@@ -42,6 +42,18 @@ impl Task {
         Self(Box::new(work))
     }
 
+    /// Work with an answer, and where that comes.
+    pub(crate) fn question<T: Send + 'static>(
+        ask: impl FnOnce(&mut Work<'_>) -> Result<T> + Send + 'static,
+    ) -> (Self, oneshot::Receiver<Result<T>>) {
+        let (to, answer) = oneshot::channel();
+        let task = Self::new(move |work| {
+            let result = ask(work);
+            work.answer(to, result);
+        });
+        (task, answer)
+    }
+
     pub(crate) fn run(self, work: &mut Work<'_>) {
         (self.0)(work);
         // One that ends amid a frame has written all of it.

@@ -136,8 +136,6 @@ pub(crate) struct Writer {
     waiting: WaitingClaims,
     /// Of the work of one batch.
     late: Vec<Late>,
-    /// Whether there was work since due times were told.
-    worked: bool,
     /// When retention was last looked after.
     retained: Instant,
     answers: Vec<Answer>,
@@ -171,19 +169,7 @@ impl Writer {
         encoder.clear(log.as_ref().map_or(0, |log| log.log.next_address()));
         let retained = shared.env.now();
         let (waiting, late, answers) = (WaitingClaims::default(), Vec::new(), Vec::new());
-        let writer = Self {
-            shared,
-            requests,
-            log,
-            encoder,
-            messages,
-            waiting,
-            late,
-            worked: true,
-            retained,
-            answers,
-            closing: None,
-        };
+        let writer = Self { shared, requests, log, encoder, messages, waiting, late, retained, answers, closing: None };
         writer.tell_due();
         writer
     }
@@ -253,7 +239,7 @@ impl Writer {
             let full = count == BATCH_PROPOSALS_MAX || self.encoder.batch().len() >= BATCH_BYTES_MAX;
             next = if full || self.closing.is_some() { None } else { self.requests.try_recv().ok() };
         }
-        if self.worked {
+        if self.messages.times_changed() {
             self.work(&mut state, now, time_ms, |work| work.serve_waiting());
         }
     }
@@ -272,7 +258,6 @@ impl Writer {
         };
         run(&mut work);
         self.answers.extend(self.late.drain(..).map(Answer::Late));
-        self.worked = true;
     }
 
     fn apply(&mut self, state: &mut State, proposal: Proposal, now: Instant, time_ms: u64) {
@@ -302,6 +287,8 @@ impl Writer {
                     let ended = Transaction::new(state, &mut self.encoder, time_ms).revoke(id, true, now);
                     self.shared.counters.lease_expirations.fetch_add(ended.is_ok().into(), Relaxed);
                 }
+                // What was due is over, though perhaps nothing came of it.
+                self.messages.change_times();
                 let unclaimed = self.shared.unclaimed.take();
                 self.work(state, now, time_ms, |work| queue::tick(work, unclaimed));
                 self.retain(state, now, time_ms);
@@ -407,7 +394,7 @@ impl Writer {
             }
         }
         self.messages.publish();
-        if std::mem::take(&mut self.worked) {
+        if self.messages.take_times_changed() {
             self.tell_due();
         }
         self.answers.drain(..).for_each(Answer::send);

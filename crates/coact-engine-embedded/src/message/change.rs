@@ -8,12 +8,9 @@
 //!   0x34 group committed   group, generation, topic, partition, offset, metadata
 //!   0x35 group fenced      group, generation
 //!   0x36 group deleted     group
-//!   0x37 batch replaced    topic, partition, first, count, body       (compacted, or moved to a newer segment)
-//!   0x38 batch removed     topic, partition, first
 //!   0x40 delayed           topic, number, due ms, partition, body
 //!   0x41 delay ended       topic, due ms, number                      (cancelled, or appended in the same frame)
 //!   0x42 delay moved       topic, due ms, number, new due ms, new number
-//!   0x43 delay replaced    topic, due ms, number, body
 //!   0x50 queue put         id, name, max attempts, keep dead ms, paused
 //!   0x51 queue deleted     id
 //!   0x52 job enqueued      queue, job, time ms, priority, run at ms, max attempts, expires ms + 1, name, key, body
@@ -21,11 +18,13 @@
 //!   0x54 job ended         queue, job, done
 //!   0x55 job waits         queue, job, run at ms, attempts, error
 //!   0x56 job died          queue, job, time ms, error
-//!   0x57 job replaced      queue, job, body
 //! body = length varint, crc32c u32, bytes; numbers are varints, bytes length-prefixed
 //! ```
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes};
+use coact_core::contract::stream::{Stamp, TopicSpec};
 
 use crate::{
     body::Place,
@@ -35,19 +34,16 @@ use crate::{
 /// A change of a stream or a queue. Bodies are beside it: they stay where they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MessageChange {
-    TopicPut { id: u64, name: String, spec: Spec, created_ms: u64 },
+    TopicPut { id: u64, name: String, spec: TopicSpec, created_ms: u64 },
     TopicDeleted { id: u64 },
-    Appended { at: At, first: u64, count: u32, span: u32, time_ms: u64, stamp: Option<StampOf> },
+    Appended { at: At, first: u64, count: u32, span: u32, time_ms: u64, stamp: Option<Stamp> },
     Trimmed { at: At, before: u64 },
     GroupCommitted { group: String, generation: u64, at: At, offset: u64, metadata: Bytes },
     GroupFenced { group: String, generation: u64 },
     GroupDeleted { group: String },
-    BatchReplaced { at: At, first: u64, count: u32 },
-    BatchRemoved { at: At, first: u64 },
     Delayed { at: At, due_ms: u64, number: u64 },
     DelayEnded { topic: u64, due_ms: u64, number: u64 },
     DelayMoved { topic: u64, from: (u64, u64), to: (u64, u64) },
-    DelayReplaced { topic: u64, due_ms: u64, number: u64 },
     QueuePut { id: u64, name: String, max_attempts: u32, keep_dead_ms: u64, paused: bool },
     QueueDeleted { id: u64 },
     JobEnqueued { queue: u64, job: u64, new: NewJobOf },
@@ -55,7 +51,6 @@ pub(crate) enum MessageChange {
     JobEnded { queue: u64, job: u64, done: bool },
     JobWaits { queue: u64, job: u64, run_at_ms: u64, attempts: u32, error: String },
     JobDied { queue: u64, job: u64, time_ms: u64, error: String },
-    JobReplaced { queue: u64, job: u64 },
 }
 
 /// A partition of a topic.
@@ -63,23 +58,6 @@ pub(crate) enum MessageChange {
 pub(crate) struct At {
     pub(crate) topic: u64,
     pub(crate) partition: u32,
-}
-
-/// A topic's layout.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Spec {
-    pub(crate) partitions: u32,
-    pub(crate) age_ms: Option<u64>,
-    pub(crate) bytes: Option<u64>,
-    pub(crate) compact: bool,
-}
-
-/// A batch's producer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct StampOf {
-    pub(crate) producer: u64,
-    pub(crate) epoch: u32,
-    pub(crate) sequence: u64,
 }
 
 /// What is known of a job without its body.
@@ -100,15 +78,17 @@ impl MessageChange {
         let mut fields = Fields(out);
         match self {
             Self::TopicPut { id, name, spec, created_ms } => {
-                let Spec { partitions, age_ms, bytes, compact } = spec;
-                fields.tag(0x30).number(*id).text(name).number((*partitions).into()).option(*age_ms).option(*bytes);
-                fields.number((*compact).into()).number(*created_ms);
+                fields.tag(0x30).number(*id).text(name);
+                for number in spec_numbers(spec) {
+                    fields.number(number);
+                }
+                fields.number(*created_ms);
             }
             Self::TopicDeleted { id } => fields.tag(0x31).number(*id).end(),
             Self::Appended { at, first, count, span, time_ms, stamp } => {
                 fields.tag(0x32).at(*at).number(*first).number((*count).into()).number((*span).into());
                 fields.number(*time_ms).number(stamp.is_some().into());
-                if let Some(StampOf { producer, epoch, sequence }) = stamp {
+                if let Some(Stamp { producer, epoch, sequence }) = stamp {
                     fields.number(*producer).number((*epoch).into()).number(*sequence);
                 }
             }
@@ -118,10 +98,6 @@ impl MessageChange {
             }
             Self::GroupFenced { group, generation } => fields.tag(0x35).text(group).number(*generation).end(),
             Self::GroupDeleted { group } => fields.tag(0x36).text(group).end(),
-            Self::BatchReplaced { at, first, count } => {
-                fields.tag(0x37).at(*at).number(*first).number((*count).into());
-            }
-            Self::BatchRemoved { at, first } => fields.tag(0x38).at(*at).number(*first).end(),
             Self::Delayed { at, due_ms, number } => {
                 fields.tag(0x40).number(at.topic).number(*number).number(*due_ms).number(at.partition.into());
             }
@@ -130,9 +106,6 @@ impl MessageChange {
             }
             Self::DelayMoved { topic, from, to } => {
                 fields.tag(0x42).number(*topic).number(from.0).number(from.1).number(to.0).number(to.1);
-            }
-            Self::DelayReplaced { topic, due_ms, number } => {
-                fields.tag(0x43).number(*topic).number(*due_ms).number(*number);
             }
             Self::QueuePut { id, name, max_attempts, keep_dead_ms, paused } => {
                 fields.tag(0x50).number(*id).text(name).number((*max_attempts).into()).number(*keep_dead_ms);
@@ -156,21 +129,17 @@ impl MessageChange {
             Self::JobDied { queue, job, time_ms, error } => {
                 fields.tag(0x56).number(*queue).number(*job).number(*time_ms).text(error);
             }
-            Self::JobReplaced { queue, job } => fields.tag(0x57).number(*queue).number(*job).end(),
         }
     }
 
     /// Whether a body comes after the fields.
     pub(crate) fn has_body(&self) -> bool {
-        matches!(
-            self,
-            Self::Appended { .. }
-                | Self::BatchReplaced { .. }
-                | Self::Delayed { .. }
-                | Self::DelayReplaced { .. }
-                | Self::JobEnqueued { .. }
-                | Self::JobReplaced { .. }
-        )
+        matches!(self, Self::Appended { .. } | Self::Delayed { .. } | Self::JobEnqueued { .. })
+    }
+
+    /// Whether it may change when something is due.
+    pub(crate) fn changes_times(&self) -> bool {
+        !matches!(self, Self::Appended { .. } | Self::Trimmed { .. } | Self::GroupCommitted { .. })
     }
 
     /// Reads the fields after a tag.
@@ -180,12 +149,7 @@ impl MessageChange {
             0x30 => Self::TopicPut {
                 id: take.number()?,
                 name: take.text()?,
-                spec: Spec {
-                    partitions: take.short()?,
-                    age_ms: take.option()?,
-                    bytes: take.option()?,
-                    compact: take.flag()?,
-                },
+                spec: spec_of([take.number()?, take.number()?, take.number()?, take.number()?])?,
                 created_ms: take.number()?,
             },
             0x31 => Self::TopicDeleted { id: take.number()? },
@@ -196,7 +160,7 @@ impl MessageChange {
                 span: take.short()?,
                 time_ms: take.number()?,
                 stamp: if take.flag()? {
-                    Some(StampOf { producer: take.number()?, epoch: take.short()?, sequence: take.number()? })
+                    Some(Stamp { producer: take.number()?, epoch: take.short()?, sequence: take.number()? })
                 } else {
                     None
                 },
@@ -211,8 +175,6 @@ impl MessageChange {
             },
             0x35 => Self::GroupFenced { group: take.text()?, generation: take.number()? },
             0x36 => Self::GroupDeleted { group: take.text()? },
-            0x37 => Self::BatchReplaced { at: take.at()?, first: take.number()?, count: take.short()? },
-            0x38 => Self::BatchRemoved { at: take.at()?, first: take.number()? },
             0x40 => {
                 let (topic, number, due_ms) = (take.number()?, take.number()?, take.number()?);
                 Self::Delayed { at: At { topic, partition: take.short()? }, due_ms, number }
@@ -223,7 +185,6 @@ impl MessageChange {
                 from: (take.number()?, take.number()?),
                 to: (take.number()?, take.number()?),
             },
-            0x43 => Self::DelayReplaced { topic: take.number()?, due_ms: take.number()?, number: take.number()? },
             0x50 => Self::QueuePut {
                 id: take.number()?,
                 name: take.text()?,
@@ -266,10 +227,30 @@ impl MessageChange {
                 time_ms: take.number()?,
                 error: take.text()?,
             },
-            0x57 => Self::JobReplaced { queue: take.number()?, job: take.number()? },
             _ => return None,
         })
     }
+}
+
+/// A topic's layout in numbers: partitions, age in milliseconds + 1, bytes + 1, whether it is compacted.
+pub(super) fn spec_numbers(spec: &TopicSpec) -> [u64; 4] {
+    let option = |number: Option<u64>| number.map_or(0, |number| number.saturating_add(1));
+    let TopicSpec { partitions, retention_age, retention_bytes, compact } = spec;
+    [(*partitions).into(), option(retention_age.map(millis)), option(*retention_bytes), (*compact).into()]
+}
+
+pub(super) fn spec_of([partitions, age_ms, bytes, compact]: [u64; 4]) -> Option<TopicSpec> {
+    Some(TopicSpec {
+        partitions: u32::try_from(partitions).ok()?,
+        retention_age: age_ms.checked_sub(1).map(Duration::from_millis),
+        retention_bytes: bytes.checked_sub(1),
+        compact: compact != 0,
+    })
+}
+
+/// Whole milliseconds; what is longer than any time is as good as for ever.
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Writes a body and returns the place of its checksum in `out`.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use coact_core::contract::stream::TopicSpec;
 use parking_lot::RwLock;
 
 pub(crate) use change::{At, MessageChange, decode_body, encode_body};
@@ -41,6 +42,8 @@ pub(crate) struct Messages {
     pub(crate) shown: Arc<Shown>,
     /// Partitions with records that are not shown yet.
     appended: Vec<Arc<Partition>>,
+    /// Whether something may be due at another time than was told, or a job be ready that was not.
+    times_changed: bool,
 }
 
 /// What a group committed.
@@ -85,11 +88,13 @@ impl Messages {
             bodies,
             shown: Arc::default(),
             appended: Vec::new(),
+            times_changed: true,
         }
     }
 
     /// Applies one change of the log. It tells what became of a thing, whatever was there before.
     pub(crate) fn apply(&mut self, change: MessageChange, body: Place, now: Instant) -> Result<(), String> {
+        self.times_changed |= change.changes_times();
         match change {
             MessageChange::TopicPut { id, name, spec, created_ms } => self.put_topic(id, name, spec, created_ms),
             MessageChange::TopicDeleted { id } => self.delete_topic(id),
@@ -117,8 +122,6 @@ impl Messages {
                 self.groups.entry(group).or_default().generation = generation;
             }
             MessageChange::GroupDeleted { group } => drop(self.groups.remove(&group)),
-            MessageChange::BatchReplaced { at, first, count } => self.replace_batch(at, first, Some((count, body))),
-            MessageChange::BatchRemoved { at, first } => self.replace_batch(at, first, None),
             MessageChange::Delayed { at, due_ms, number } => {
                 let topic = self.topics.get_mut(&at.topic).ok_or("delays a record of a topic that is none")?;
                 topic.delays.add((due_ms, number), Delayed { partition: at.partition, place: body });
@@ -133,13 +136,6 @@ impl Messages {
                     && let Some(delayed) = topic.delays.pending.remove(&from)
                 {
                     topic.delays.add(to, delayed);
-                }
-            }
-            MessageChange::DelayReplaced { topic, due_ms, number } => {
-                let topic = self.topics.get_mut(&topic);
-                if let Some(delayed) = topic.and_then(|topic| topic.delays.pending.get_mut(&(due_ms, number))) {
-                    let before = std::mem::replace(&mut delayed.place, body);
-                    self.bodies.remove(before);
                 }
             }
             MessageChange::QueuePut { id, name, max_attempts, keep_dead_ms, paused } => {
@@ -166,12 +162,22 @@ impl Messages {
                 self.queue(queue)?.wait(job, run_at_ms, attempts, &error, now);
             }
             MessageChange::JobDied { queue, job, time_ms, error } => self.queue(queue)?.die(job, time_ms, &error, now),
-            MessageChange::JobReplaced { queue, job } => {
-                let before = self.queue(queue)?.replace(job, body);
-                before.into_iter().for_each(|place| self.bodies.remove(place));
-            }
         }
         Ok(())
+    }
+
+    /// Has due times told and waiting claims looked at, though nothing was written.
+    pub(crate) fn change_times(&mut self) {
+        self.times_changed = true;
+    }
+
+    pub(crate) fn times_changed(&self) -> bool {
+        self.times_changed
+    }
+
+    /// True once after due times have changed.
+    pub(crate) fn take_times_changed(&mut self) -> bool {
+        std::mem::take(&mut self.times_changed)
     }
 
     /// Shows readers what was appended, since it is durable now.
@@ -193,7 +199,7 @@ impl Messages {
 
     /// When something of the queues is due, or retention is to be looked after, by the wall clock and the monotonic one.
     pub(crate) fn next_due(&self) -> (Option<u64>, Option<Instant>) {
-        let retains = self.topics.values().any(|topic| topic.spec.age_ms.is_some() || topic.spec.bytes.is_some());
+        let retains = self.topics.values().any(|topic| topic.retains());
         let wall = self.queues.values().filter_map(QueueState::next_due_ms).min();
         let deadline = self.queues.values().filter_map(QueueState::next_deadline).min();
         // A time that has passed: as often as the ticker does anything.
@@ -202,8 +208,7 @@ impl Messages {
 
     /// What is too old or too much, by partition.
     pub(crate) fn expired(&self, now_ms: u64) -> Vec<(At, u64)> {
-        let retaining =
-            self.topics.iter().filter(|(_, topic)| topic.spec.age_ms.is_some() || topic.spec.bytes.is_some());
+        let retaining = self.topics.iter().filter(|(_, topic)| topic.retains());
         let expired = retaining.flat_map(|(id, topic)| {
             topic.partitions.iter().enumerate().filter_map(move |(number, partition)| {
                 let before = partition.shared.index.read().expired(&topic.spec, now_ms)?;
@@ -232,7 +237,7 @@ impl Messages {
         self.queues.get_mut(&id).ok_or_else(|| format!("names queue {id}, which is none"))
     }
 
-    fn put_topic(&mut self, id: u64, name: String, spec: change::Spec, created_ms: u64) {
+    fn put_topic(&mut self, id: u64, name: String, spec: TopicSpec, created_ms: u64) {
         self.next_id = self.next_id.max(id + 1);
         self.topic_ids.insert(name.clone(), id);
         let topic = self.topics.entry(id).or_insert_with(|| TopicState::new(name.clone(), spec.clone(), created_ms));
@@ -253,17 +258,6 @@ impl Messages {
         topic.delays.pending.iter().for_each(|(_, delayed)| self.bodies.remove(delayed.place));
         for group in self.groups.values_mut() {
             group.offsets.retain(|at, _| at.topic != id);
-        }
-    }
-
-    /// Gives a batch another body, or none.
-    fn replace_batch(&mut self, at: At, first: u64, with: Option<(u32, Place)>) {
-        let Some(partition) = self.partition(at) else { return };
-        let mut index = partition.index.write();
-        let Some(before) = index.remove(first) else { return };
-        self.bodies.remove(before.place);
-        if let Some((count, place)) = with {
-            index.add(first, BatchRef { count, place, ..before });
         }
     }
 }

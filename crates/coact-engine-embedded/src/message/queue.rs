@@ -202,11 +202,6 @@ impl QueueState {
         });
     }
 
-    pub(crate) fn replace(&mut self, id: u64, place: Place) -> Option<Place> {
-        let job = self.jobs.get_mut(&id)?;
-        Some(std::mem::replace(&mut job.place, place))
-    }
-
     fn change(&mut self, id: u64, now: Instant, change: impl FnOnce(&mut Job)) {
         self.leave(id, now);
         if let Some(job) = self.jobs.get_mut(&id) {
@@ -358,12 +353,12 @@ impl QueueState {
     }
 
     /// The jobs whose claims have ended.
-    pub(crate) fn take_ended(&mut self, now: Instant) -> Vec<u64> {
+    pub(crate) fn ended(&self, now: Instant) -> Vec<u64> {
         self.orders.leases.iter().take_while(|(at, _)| *at <= now).map(|(_, id)| *id).collect()
     }
 
     /// The jobs whose time to be claimed is over.
-    pub(crate) fn take_expired(&self, now_ms: u64) -> Vec<u64> {
+    pub(crate) fn expired(&self, now_ms: u64) -> Vec<u64> {
         self.orders.expiring.iter().take_while(|(at_ms, _)| *at_ms <= now_ms).map(|(_, id)| *id).collect()
     }
 

@@ -20,7 +20,7 @@ use bytes::{Buf, Bytes};
 
 use super::{
     At, GroupState, Messages,
-    change::Spec,
+    change::{spec_numbers, spec_of},
     delay::Delayed,
     queue::{Extra, Job, Life, QueueSpecOf, QueueState},
     topic::{BatchRef, Index, Producer, TopicState},
@@ -180,9 +180,7 @@ fn put_all(out: &mut Vec<u8>, numbers: &[u64]) {
 fn put_topic(out: &mut Vec<u8>, id: u64, topic: &TopicState, indexes: &[Index]) {
     put_varint(out, id);
     put_bytes(out, topic.name.as_bytes());
-    let Spec { partitions, age_ms, bytes, compact } = topic.spec;
-    let option = |number: Option<u64>| number.map_or(0, |number| number.saturating_add(1));
-    put_all(out, &[partitions.into(), option(age_ms), option(bytes), compact.into()]);
+    put_all(out, &spec_numbers(&topic.spec));
     put_all(out, &[topic.created_ms, topic.delays.next_number, topic.partitions.len() as u64]);
     for (partition, index) in topic.partitions.iter().zip(indexes) {
         put_all(out, &[index.start, index.visible, partition.end, partition.last_ms]);
@@ -240,13 +238,8 @@ impl Messages {
 
     fn load_topic(&mut self, block: &mut Bytes) -> Option<()> {
         let (id, name) = (get_varint(block)?, text(block)?);
-        let [partitions, age_ms, bytes, compact, created_ms, next_number, count] = numbers(block)?;
-        let spec = Spec {
-            partitions: u32::try_from(partitions).ok()?,
-            age_ms: age_ms.checked_sub(1),
-            bytes: bytes.checked_sub(1),
-            compact: compact != 0,
-        };
+        let spec = spec_of(numbers(block)?)?;
+        let [created_ms, next_number, count] = numbers(block)?;
         self.put_topic(id, name, spec, created_ms);
         let topic = self.topics.get_mut(&id)?;
         topic.delays.next_number = next_number;

@@ -5,14 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use coact_core::contract::stream::{Bounds, Offset, Seek};
+use coact_core::contract::stream::{Bounds, Offset, Seek, Stamp, TopicSpec};
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use super::{
-    change::{Spec, StampOf},
-    delay::Delays,
-};
+use super::{change::millis, delay::Delays};
 use crate::{body::Place, paged::PagedMap};
 
 /// How many batches of a producer are remembered, so that appending one again tells its offset.
@@ -25,7 +22,7 @@ pub(crate) const PRODUCER_MS: u64 = 24 * 3600 * 1000;
 pub(crate) struct TopicState {
     /// With its namespace: `main/orders`.
     pub(crate) name: String,
-    pub(crate) spec: Spec,
+    pub(crate) spec: TopicSpec,
     pub(crate) created_ms: u64,
     pub(crate) partitions: Vec<PartitionState>,
     pub(crate) delays: Delays,
@@ -92,10 +89,15 @@ pub(crate) struct BatchRef {
 }
 
 impl TopicState {
-    pub(crate) fn new(name: String, spec: Spec, created_ms: u64) -> Self {
+    pub(crate) fn new(name: String, spec: TopicSpec, created_ms: u64) -> Self {
         let mut topic = Self { name, spec, created_ms, partitions: Vec::new(), delays: Delays::default() };
         topic.grow();
         topic
+    }
+
+    /// Whether it lets records go by itself.
+    pub(crate) fn retains(&self) -> bool {
+        self.spec.retention_age.is_some() || self.spec.retention_bytes.is_some()
     }
 
     /// Makes as many partitions as the layout says.
@@ -107,7 +109,7 @@ impl TopicState {
 
 impl PartitionState {
     /// How a stamped batch stands.
-    pub(crate) fn standing(&self, stamp: StampOf) -> Standing {
+    pub(crate) fn standing(&self, stamp: Stamp) -> Standing {
         let Some(producer) = self.producers.get(&stamp.producer) else {
             // One that is not known, or was forgotten, begins where it says.
             return Standing::New;
@@ -131,10 +133,10 @@ impl PartitionState {
     }
 
     /// Takes note of an appended batch; readers see it when it is made visible.
-    pub(crate) fn append(&mut self, first: u64, batch: BatchRef, stamp: Option<StampOf>) {
+    pub(crate) fn append(&mut self, first: u64, batch: BatchRef, stamp: Option<Stamp>) {
         self.end = first + u64::from(batch.span);
         self.last_ms = batch.time_ms;
-        if let Some(StampOf { producer, epoch, sequence }) = stamp {
+        if let Some(Stamp { producer, epoch, sequence }) = stamp {
             let known = self.producers.entry(producer).or_default();
             if known.epoch != epoch {
                 *known = Producer { epoch, batches: VecDeque::new() };
@@ -194,13 +196,13 @@ impl Index {
     }
 
     /// How far to trim so that what is too old or too much goes, in whole batches.
-    pub(crate) fn expired(&self, spec: &Spec, now_ms: u64) -> Option<u64> {
-        let mut bytes = self.bytes;
-        let mut before = None;
+    pub(crate) fn expired(&self, spec: &TopicSpec, now_ms: u64) -> Option<u64> {
+        let (mut bytes, mut before) = (self.bytes, None);
+        let age_ms = spec.retention_age.map(millis);
         for (first, batch) in self.batches.iter() {
             let end = first + u64::from(batch.span);
-            let too_old = spec.age_ms.is_some_and(|age_ms| batch.time_ms.saturating_add(age_ms) < now_ms);
-            let too_much = spec.bytes.is_some_and(|most| bytes > most);
+            let too_old = age_ms.is_some_and(|age_ms| batch.time_ms.saturating_add(age_ms) < now_ms);
+            let too_much = spec.retention_bytes.is_some_and(|most| bytes > most);
             if end > self.visible || !(too_old || too_much) {
                 break;
             }
