@@ -7,6 +7,7 @@
 //! Nothing here opens a socket or a file on its own account: [`env::Env`] is the only way to time, randomness,
 //! tasks and disks.
 
+pub mod codec;
 pub mod consumer;
 pub mod contract;
 pub mod env;

@@ -19,7 +19,10 @@
 //! The head of a frame has a fixed size: its varints are padded, so that the changes are written where they stay.
 
 use bytes::{Buf, Bytes};
-use coact_core::{Error, ErrorKind, Result};
+use coact_core::{
+    Error, ErrorKind, Result,
+    codec::{get_bytes, get_varint, put_bytes, put_varint},
+};
 
 use crate::{
     body::Place,
@@ -210,42 +213,6 @@ fn pad_varint(out: &mut [u8], mut value: u64) {
         value >>= 7;
     }
     out[last] = value as u8 & 0x7f;
-}
-
-pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-pub(crate) fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_varint(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
-}
-
-pub(crate) fn get_varint(from: &mut Bytes) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..70).step_by(7) {
-        if !from.has_remaining() {
-            return None;
-        }
-        let byte = from.get_u8();
-        if shift == 63 && byte > 1 {
-            return None;
-        }
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
-}
-
-pub(crate) fn get_bytes(from: &mut Bytes) -> Option<Bytes> {
-    let length = usize::try_from(get_varint(from)?).ok()?;
-    (length <= from.len()).then(|| from.split_to(length))
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use coact_core::{
     Error, ErrorKind, Result,
+    codec::{get_headers, put_headers},
     contract::{
         queue::{
             Claim, Claimed, Enqueued, Job, JobId, JobState, Moved, NewJob, QueueInfo, QueueSpec, QueueStats,
@@ -20,7 +21,6 @@ use crate::{
     body::Place,
     claims::{Asked, ClaimedJob},
     engine::Engine,
-    frame::{get_bytes, get_varint, put_bytes, put_varint},
     kv::error,
     message::{
         MessageChange, Messages,
@@ -506,21 +506,13 @@ fn cut(mut error: String) -> String {
 /// What of a job stays on disk: headers and body.
 fn encode_job(job: &NewJob) -> Bytes {
     let mut out = Vec::with_capacity(job.size());
-    put_varint(&mut out, job.headers.len() as u64);
-    for (name, value) in &job.headers {
-        put_bytes(&mut out, name.as_bytes());
-        put_bytes(&mut out, value);
-    }
+    put_headers(&mut out, &job.headers);
     out.extend_from_slice(&job.body);
     out.into()
 }
 
 fn decode_job(mut bytes: Bytes) -> Option<NewJob> {
-    let mut headers = Vec::new();
-    for _ in 0..get_varint(&mut bytes)? {
-        let name = String::from_utf8(get_bytes(&mut bytes)?.to_vec()).ok()?;
-        headers.push((name, get_bytes(&mut bytes)?));
-    }
+    let headers = get_headers(&mut bytes)?;
     let body = bytes.copy_to_bytes(bytes.remaining());
     Some(NewJob { headers, body, ..NewJob::default() })
 }

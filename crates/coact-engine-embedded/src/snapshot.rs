@@ -16,12 +16,15 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use coact_core::{Error, ErrorKind, Result, env::Env};
+use coact_core::{
+    Error, ErrorKind, Result,
+    codec::{get_bytes, get_varint, put_bytes, put_varint},
+    env::Env,
+};
 use parking_lot::RwLock;
 
 use crate::{
     flat::Record,
-    frame::{get_bytes, get_varint, put_bytes, put_varint},
     log::{SnapshotReader, SnapshotWriter},
     message::{Captured, Messages, Sink},
     state::{Commit, SharedKey, Slot, State, StoredCommit},

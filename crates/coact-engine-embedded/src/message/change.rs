@@ -24,12 +24,12 @@
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use coact_core::contract::stream::{Stamp, TopicSpec};
-
-use crate::{
-    body::Place,
-    frame::{get_bytes, get_varint, put_bytes, put_varint},
+use coact_core::{
+    codec::{get_bytes, get_varint, put_bytes, put_varint},
+    contract::stream::{Stamp, TopicSpec},
 };
+
+use crate::body::Place;
 
 /// A change of a stream or a queue. Bodies are beside it: they stay where they were written.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use coact_core::codec::{get_bytes, get_varint, put_bytes, put_varint};
 
 use super::{
     At, GroupState, Messages,
@@ -25,11 +26,7 @@ use super::{
     queue::{Extra, Job, Life, QueueSpecOf, QueueState},
     topic::{BatchRef, Index, Producer, TopicState},
 };
-use crate::{
-    body::Place,
-    frame::{get_bytes, get_varint, put_bytes, put_varint},
-    paged::PagedMap,
-};
+use crate::{body::Place, paged::PagedMap};
 
 /// Everything of one moment.
 pub(crate) struct Captured {

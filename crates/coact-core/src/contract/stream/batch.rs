@@ -8,7 +8,10 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Offset, StoredRecord};
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    codec::{get_bytes, get_headers, get_varint, put_bytes, put_headers, put_varint, take},
+    error::{Error, ErrorKind, Result},
+};
 
 /// One record, as a producer makes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -176,11 +179,7 @@ fn encode_record(out: &mut BytesMut, place: u64, record: &Record) {
         }
     }
     put_bytes(out, &record.value);
-    put_varint(out, record.headers.len() as u64);
-    for (name, value) in &record.headers {
-        put_bytes(out, name.as_bytes());
-        put_bytes(out, value);
-    }
+    put_headers(out, &record.headers);
 }
 
 fn decode_record(rest: &mut Bytes) -> Option<(u64, Record)> {
@@ -189,50 +188,8 @@ fn decode_record(rest: &mut Bytes) -> Option<(u64, Record)> {
         0 => None,
         length => Some(take(rest, length - 1)?),
     };
-    let length = get_varint(rest)?;
-    let value = take(rest, length)?;
-    let count = get_varint(rest)?;
-    let mut headers = Vec::new();
-    for _ in 0..count {
-        let length = get_varint(rest)?;
-        let name = String::from_utf8(take(rest, length)?.to_vec()).ok()?;
-        let length = get_varint(rest)?;
-        headers.push((name, take(rest, length)?));
-    }
+    let (value, headers) = (get_bytes(rest)?, get_headers(rest)?);
     Some((place, Record { key, value, headers }))
-}
-
-fn take(rest: &mut Bytes, length: u64) -> Option<Bytes> {
-    let length = usize::try_from(length).ok()?;
-    (length <= rest.len()).then(|| rest.split_to(length))
-}
-
-fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
-    put_varint(out, bytes.len() as u64);
-    out.put_slice(bytes);
-}
-
-fn put_varint(out: &mut BytesMut, mut value: u64) {
-    while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.put_u8(value as u8);
-}
-
-fn get_varint(from: &mut Bytes) -> Option<u64> {
-    let mut value = 0u64;
-    for shift in (0..64).step_by(7) {
-        let byte = from.has_remaining().then(|| from.get_u8())?;
-        if shift == 63 && byte > 1 {
-            return None;
-        }
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte & 0x80 == 0 {
-            return Some(value);
-        }
-    }
-    None
 }
 
 #[cfg(test)]
