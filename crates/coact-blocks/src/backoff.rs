@@ -1,8 +1,8 @@
-//! Pauses between attempts: they double up to a bound, and jitter keeps many clients from marching in step.
+//! Attempts, and the pauses between them: they double up to a bound, and jitter keeps many clients from marching in step.
 
 use std::time::Duration;
 
-use coact_core::{Error, Retry, env::Env};
+use coact_core::{Error, ErrorKind, Result, Retry, env::Env};
 
 /// The pauses of one series of attempts.
 #[derive(Debug)]
@@ -42,6 +42,19 @@ impl Backoff {
     pub(crate) fn reset(&mut self) {
         self.next = self.first;
     }
+}
+
+/// The answer of a request, or that none came in time.
+pub(crate) async fn within<T>(
+    env: &Env,
+    limit: Duration,
+    what: &str,
+    request: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    env.timeout(limit, request).await.unwrap_or_else(|| {
+        let message = format!("{what} was not answered within {limit:?}");
+        Err(Error::new(ErrorKind::Unavailable, message).effect_unknown())
+    })
 }
 
 /// Whether the error says that the same request may succeed later.

@@ -6,8 +6,10 @@
 mod backoff;
 pub mod directory;
 pub mod id;
+mod json;
 pub mod lock;
 pub mod mq;
+mod panic;
 pub mod queue;
 mod session;
 

@@ -12,6 +12,7 @@ use super::{
     record::{self, DrainMarker, Record, Report},
     table::{Protection, Table},
 };
+use crate::json;
 
 /// A service as just read from the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,7 +92,7 @@ impl Directory {
             label: self.label().to_owned(),
             draining: false,
         };
-        let put = Write::Put { key: key.clone(), value: record::to_bytes(&record)?, lease };
+        let put = Write::Put { key: key.clone(), value: json::to_bytes(&record)?, lease };
         let mut check = Check::Absent(key.clone());
         for _ in 0..ROUNDS {
             let txn = Txn { checks: vec![check], reads: Vec::new(), writes: vec![put.clone()] };
@@ -99,7 +100,7 @@ impl Directory {
                 TxnOutcome::Committed { revision, .. } => return Ok(revision),
                 TxnOutcome::Refused { found: None, .. } => Check::Absent(key.clone()),
                 TxnOutcome::Refused { found: Some(found), .. } => {
-                    if let Some(holder) = record::read::<Record>(&found).filter(|record| !record.owner.is_empty()) {
+                    if let Some(holder) = json::read::<Record>(&found).filter(|record| !record.owner.is_empty()) {
                         return Err(Error::new(
                             ErrorKind::AlreadyExists,
                             format!("{key} is kept by the registration of {}: choose another id", holder.label),
@@ -151,7 +152,7 @@ impl Directory {
         if !draining {
             return self.kv().delete(&marker).await.map(drop);
         }
-        let value = record::to_bytes(&DrainMarker { at: self.kv().env().wall_ms() })?;
+        let value = json::to_bytes(&DrainMarker { at: self.kv().env().wall_ms() })?;
         self.put_beside(service, id, Write::Put { key: marker, value, lease: None }).await
     }
 
@@ -169,7 +170,7 @@ impl Directory {
             return self.kv().delete(&key).await.map(drop);
         }
         let report = Report { health: shorten(health), at: self.kv().env().wall_ms() };
-        self.put_beside(service, id, Write::Put { key, value: record::to_bytes(&report)?, lease }).await
+        self.put_beside(service, id, Write::Put { key, value: json::to_bytes(&report)?, lease }).await
     }
 
     /// Writes an entry about an instance, if that exists.

@@ -1,13 +1,13 @@
 //! The values of the directory's entries. Whatever else is found there is skipped and counted, never trusted.
 
-use bytes::Bytes;
 use coact_core::{
-    Error, ErrorKind, Result,
+    Result,
     contract::kv::{Entry, Write},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use super::{Health, Instance};
+use crate::json::{read, to_bytes};
 
 /// The value of an instance's entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,14 +57,4 @@ pub(super) fn farewell(entry: &Entry) -> Result<Option<Write>> {
     };
     let value = to_bytes(&Record { draining: true, ..record })?;
     Ok(Some(Write::Put { key: entry.key.clone(), value, lease: entry.lease }))
-}
-
-pub(super) fn read<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
-    serde_json::from_slice(&entry.value).ok()
-}
-
-pub(super) fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the value of a directory entry could not be written").with_source(error)
-    })
 }

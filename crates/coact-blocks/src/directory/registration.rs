@@ -15,7 +15,11 @@ use super::{
     names::{self, Kind},
     record::{self, Record},
 };
-use crate::{Session, backoff::Backoff, backoff::is_retryable};
+use crate::{
+    Session,
+    backoff::{Backoff, is_retryable},
+    json,
+};
 
 /// How long a registration lasts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -308,7 +312,7 @@ impl Owner {
         };
         let put = Write::Put {
             key: self.key.clone(),
-            value: record::to_bytes(&record)?,
+            value: json::to_bytes(&record)?,
             lease: session.as_ref().map(Session::lease),
         };
         let mut found: Option<Entry> = None;
@@ -337,7 +341,7 @@ impl Owner {
     }
 
     fn ensure_ours(&self, found: &Entry) -> Result<()> {
-        let record: Option<Record> = record::read(found);
+        let record: Option<Record> = json::read(found);
         if record.as_ref().is_some_and(|record| record.owner == self.owner) {
             return Ok(());
         }

@@ -14,8 +14,9 @@ use coact_core::{
 use super::{
     Health, Seen, Snapshot, State,
     names::Kind,
-    record::{self, DrainMarker, Record, Report},
+    record::{DrainMarker, Record, Report},
 };
+use crate::json;
 
 /// When vanished instances are held.
 #[derive(Clone, Copy, Debug)]
@@ -200,7 +201,7 @@ impl Table {
             }
             Kind::Health => {
                 self.forget_seen(id);
-                let Some(report) = record::read::<Report>(entry) else {
+                let Some(report) = json::read::<Report>(entry) else {
                     self.healths.remove(id);
                     return false;
                 };
@@ -210,7 +211,7 @@ impl Table {
                 // It counts whatever is written in it: no traffic is the safe side.
                 self.drains.insert(id.to_owned(), entry.modified);
                 self.forget_seen(id);
-                return record::read::<DrainMarker>(entry).is_some();
+                return json::read::<DrainMarker>(entry).is_some();
             }
         }
         true

@@ -12,8 +12,11 @@ use coact_core::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::space::{SEGMENT_SPACE, parse, to_bytes};
-use crate::backoff::{Backoff, is_retryable};
+use super::space::{SEGMENT_SPACE, parse};
+use crate::{
+    backoff::{Backoff, is_retryable},
+    json::to_bytes,
+};
 
 /// One counter, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result, Retry,
     contract::kv::{Check, Entry, KvHandle, LeaseId, Order, Revision, Txn, TxnOutcome, Write},
@@ -19,7 +18,10 @@ use coact_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{EPOCH_MS, Layout, clock::Clock};
-use crate::backoff::{Backoff, is_retryable};
+use crate::{
+    backoff::{Backoff, is_retryable},
+    json::to_bytes,
+};
 
 /// The dir `id/segment` holds the counters of segments, so no space has this name.
 pub(super) const SEGMENT_SPACE: &str = "segment";
@@ -152,12 +154,6 @@ fn adopt(claim: &mut Claim, found: Option<Entry>) -> Result<bool> {
     }
     claim.settle(until, found.modified);
     Ok(true)
-}
-
-pub(super) fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the value of an id entry could not be written").with_source(error)
-    })
 }
 
 /// One generator's way to its space.

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     NEEDS,
-    request::{answer, look, new_operation, parse, to_bytes, wait_gone},
+    request::{answer, look, new_operation, parse, wait_gone},
 };
-use crate::{Session, backoff::is_retryable, session::Core};
+use crate::{Session, backoff::is_retryable, json::to_bytes, session::Core};
 
 /// Lets parties pass when all of them wait: each time so many, in generations. Cheap to clone.
 ///

@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     NEEDS,
-    request::{answer, look, new_operation, parse, to_bytes, wait_gone},
+    request::{answer, look, new_operation, parse, wait_gone},
 };
-use crate::{Session, session::Core};
+use crate::{Session, json::to_bytes, session::Core};
 
 /// Lets everybody pass once it was counted down `count` times. Cheap to clone.
 ///

@@ -51,7 +51,7 @@ mod ticket;
 
 use bytes::Bytes;
 use coact_core::{
-    Error, ErrorKind, Result,
+    Result,
     contract::kv::Entry,
     guarantees::{Consistency, Durability, Failover, Fence, Needs},
 };
@@ -73,6 +73,8 @@ pub use shared::{Kind, LockOptions};
 pub(crate) use stats::Counters;
 pub use stats::Stats;
 pub use ticket::{Ticket, TicketKind};
+
+use crate::json;
 
 /// What a lock needs from an engine to be one.
 pub const NEEDS: Needs = Needs {
@@ -115,9 +117,7 @@ struct Holder {
 
 impl Holder {
     fn to_bytes(&self) -> Result<Bytes> {
-        serde_json::to_vec(self).map(Bytes::from).map_err(|error| {
-            Error::new(ErrorKind::Internal, "the value of a lock entry could not be written").with_source(error)
-        })
+        json::to_bytes(self)
     }
 
     /// What a foreign hand wrote is shown rather than refused: people want to see it.

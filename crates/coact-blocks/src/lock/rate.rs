@@ -18,9 +18,9 @@ use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::{
     Mutex, NEEDS,
-    request::{answer, look, new_operation, parse, to_bytes, wait_gone},
+    request::{answer, look, new_operation, parse, wait_gone},
 };
-use crate::{Session, backoff::is_retryable, session::Core};
+use crate::{Session, backoff::is_retryable, json::to_bytes, session::Core};
 
 /// Gives out at most so many permits in **any** window of a length, over all processes. Cheap to clone; clones share
 /// chunks and queue in the order of arrival.

@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use coact_core::{
     Effect, Error, ErrorKind, Result,
     contract::kv::{Entry, Found, Read, Revision, Txn, TxnOutcome},
     env::Env,
     name::{Key, Realm},
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
 use crate::{
     backoff::{Backoff, is_retryable},
@@ -74,12 +73,6 @@ fn wait_limit(core: &Arc<Core>) -> Duration {
 /// A name that nobody else has: 128 random bits.
 pub(super) fn new_operation(env: &Env) -> String {
     format!("{:016x}{:016x}", env.random(), env.random())
-}
-
-pub(super) fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|error| {
-        Error::new(ErrorKind::Internal, "the value of a lock entry could not be written").with_source(error)
-    })
 }
 
 pub(super) fn parse<T: DeserializeOwned>(entry: &Entry) -> Result<T> {

@@ -1,6 +1,5 @@
 //! Who a producer is: what its stamps carry, so that a repeated batch is recognized and an older incarnation refused.
 
-use bytes::Bytes;
 use coact_core::{
     Error, ErrorKind, Result,
     contract::kv::{Check, KvHandle, Revision, Txn, TxnOutcome, Write},
@@ -9,6 +8,8 @@ use coact_core::{
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+
+use crate::json::to_bytes;
 
 /// A producer's number and its newest epoch.
 #[derive(Debug)]
@@ -100,10 +101,7 @@ impl Stored {
 }
 
 async fn put(kv: &KvHandle, key: &Key, check: Check, stored: &Stored) -> Result<Option<Revision>> {
-    let value = serde_json::to_vec(stored).map(Bytes::from).map_err(|error| {
-        Error::new(ErrorKind::Internal, "a producer's entry could not be written").with_source(error)
-    })?;
-    let write = Write::Put { key: key.clone(), value, lease: None };
+    let write = Write::Put { key: key.clone(), value: to_bytes(stored)?, lease: None };
     let txn = Txn { checks: vec![check], writes: vec![write], ..Txn::default() };
     match kv.txn(key.realm(), txn).await? {
         TxnOutcome::Committed { revision, .. } => Ok(Some(revision)),

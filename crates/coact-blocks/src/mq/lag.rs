@@ -12,10 +12,11 @@ use coact_core::{
 };
 
 use super::{
-    group::{Assignment, GROUPS, Member, Phase, TopicPartition, assignment_key, members_dir, read},
+    group::{Assignment, GROUPS, Member, Phase, TopicPartition, assignment_key, members_dir},
     parked::{Parked, ParkedKey},
     producer::describe,
 };
+use crate::json::read;
 
 /// How much is listed at once.
 const PAGE: usize = 1_000;

@@ -13,9 +13,10 @@ use coact_core::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    group::{TopicPartition, read, to_bytes},
+    group::TopicPartition,
     retry::{KeyHash, hash},
 };
+use crate::json::{read, to_bytes};
 
 /// The parked keys of a group.
 #[derive(Clone, Debug)]

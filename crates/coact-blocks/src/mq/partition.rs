@@ -1,10 +1,20 @@
 //! Which partition a record goes to: the same as Kafka's own clients choose, so that both can produce one topic.
 
+use coact_core::contract::stream::Record;
+
 /// The partition of a key: `(murmur2(key) & 0x7fffffff) % partitions`.
 ///
 /// A topic without partitions does not exist; for zero the answer is zero.
 pub fn partition_of(key: &[u8], partitions: u32) -> u32 {
     (murmur2(key) & 0x7fff_ffff).checked_rem(partitions).unwrap_or(0)
+}
+
+/// The partition of a record; one without a key goes where `spread` says.
+pub(super) fn place_of(record: &Record, partitions: u32, spread: u64) -> u32 {
+    match &record.key {
+        Some(key) => partition_of(key, partitions),
+        None => (spread % u64::from(partitions.max(1))) as u32,
+    }
 }
 
 /// Spreads records without a key: one partition for a whole batch, another for the next, so that batches stay large.

@@ -67,9 +67,9 @@ pub fn retry_topic(topic: &Topic, group: &Group) -> Result<Topic> {
     Topic::new(&format!("{topic}.{group}.retry"))
 }
 
-/// Whether a topic is one of a group's own, made by [`retry_topic`].
-pub(super) fn is_retry_topic(topic: &Topic, group: &Group) -> bool {
-    topic.as_str().ends_with(&format!(".{group}.retry"))
+/// The topic that [`retry_topic`] made this one of, if it did.
+pub(super) fn before_retry(topic: &Topic, group: &Group) -> Option<Topic> {
+    Topic::new(topic.as_str().strip_suffix(&format!(".{group}.retry"))?).ok()
 }
 
 /// Makes sure that a topic beside another has as many partitions.

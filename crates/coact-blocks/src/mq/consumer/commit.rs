@@ -18,7 +18,7 @@ use super::{
     state::{Shared, Snapshot},
 };
 use crate::{
-    backoff::{Backoff, is_retryable},
+    backoff::{Backoff, is_retryable, within},
     mq::group::TopicPartition,
 };
 
@@ -37,10 +37,8 @@ const LIMIT: Duration = Duration::from_secs(10);
 async fn commit(shared: &Shared, only: Option<&TopicPartition>) -> Result<()> {
     let _one_at_a_time = shared.commits.lock().await;
     let Some(snapshot) = shared.snapshot(&[], only) else { return Ok(()) };
-    let sent = shared.streams.env().timeout(LIMIT, shared.streams.commit_offsets(snapshot.commit.clone())).await;
-    let mut result = sent.unwrap_or_else(|| {
-        Err(Error::new(ErrorKind::Unavailable, "a commit of offsets was not answered in time").effect_unknown())
-    });
+    let request = shared.streams.commit_offsets(snapshot.commit.clone());
+    let mut result = within(shared.streams.env(), LIMIT, "a commit of offsets", request).await;
     if shared.streams.env().planted(PlantedBug::CommitOldGeneration)
         && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Fenced)
     {
@@ -139,11 +137,7 @@ pub(in crate::mq) async fn settle(
     let mut backoff = Backoff::new(env, Duration::from_millis(10), Duration::from_secs(1));
     let mut doubt = false;
     loop {
-        let sent = env.timeout(LIMIT, shared.streams.commit(commit.clone())).await;
-        let answer = sent.unwrap_or_else(|| {
-            Err(Error::new(ErrorKind::Unavailable, "a commit was not answered in time").effect_unknown())
-        });
-        let outcome = match answer {
+        let outcome = match within(env, LIMIT, "a commit", shared.streams.commit(commit.clone())).await {
             Ok(CommitOutcome::Committed(done)) => Outcome::Done(done.kv.map(|(revision, _)| revision)),
             Ok(CommitOutcome::Refused { found, .. }) if doubt && is_ours(&commit, found.as_ref()) => {
                 Outcome::Done(found.map(|entry| entry.modified))

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use coact_core::{Error, ErrorKind, Result, contract::kv::Entry, name::Topic};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use coact_core::name::Topic;
+use serde::{Deserialize, Serialize};
 
 use super::{Partitions, TopicPartition};
 
@@ -59,17 +58,6 @@ impl Assignment {
         };
         self.members.insert(member.to_owned(), topics.iter().map(of_topic).collect());
     }
-}
-
-/// Reads a value; `None` for a foreign one.
-pub(in crate::mq) fn read<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
-    serde_json::from_slice(&entry.value).ok()
-}
-
-pub(in crate::mq) fn to_bytes(value: &impl Serialize) -> Result<Bytes> {
-    serde_json::to_vec(value)
-        .map(Bytes::from)
-        .map_err(|error| Error::new(ErrorKind::Internal, "an entry of mq could not be written").with_source(error))
 }
 
 fn to_ranges(partitions: impl Iterator<Item = u32>) -> String {

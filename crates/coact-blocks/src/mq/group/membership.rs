@@ -21,12 +21,12 @@ use tokio::sync::{mpsc, watch};
 use super::{
     Assignment, Member, Partitions, Phase,
     assign::{Assigned, Subscriptions, assign},
-    assignment_key, members_dir, read,
+    assignment_key, members_dir,
 };
 use crate::{
     Session,
     backoff::{Backoff, is_retryable},
-    mq::group::entry::to_bytes,
+    json::{read, to_bytes},
 };
 
 /// How a member joins.

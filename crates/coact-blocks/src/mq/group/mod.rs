@@ -18,7 +18,7 @@ use coact_core::{
     name::{Dir, Group, Key, Realm, Topic},
 };
 
-pub(super) use entry::{Assignment, Member, Phase, read, to_bytes};
+pub(super) use entry::{Assignment, Member, Phase};
 pub(super) use membership::{Join, Membership, View};
 
 /// What groups need from the store that they meet in. It may forget: members write themselves again, and the generation

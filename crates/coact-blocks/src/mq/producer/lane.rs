@@ -13,7 +13,7 @@ use coact_core::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::{Core, Placed};
-use crate::backoff::{Backoff, is_retryable};
+use crate::backoff::{Backoff, is_retryable, within};
 
 /// A record that waits for its answer.
 #[derive(Debug)]
@@ -174,10 +174,9 @@ async fn attempt(core: &Core, flight: &Flight, stamp: Option<Stamp>) -> Result<A
             stamp,
             expect: None,
         };
-        let error = match env.timeout(left, core.streams.append(append)).await {
-            Some(Ok(appended)) => return Ok(appended),
-            Some(Err(error)) => error,
-            None => Error::new(ErrorKind::Unavailable, "an append was not answered in time").effect_unknown(),
+        let error = match within(env, left, "an append", core.streams.append(append)).await {
+            Ok(appended) => return Ok(appended),
+            Err(error) => error,
         };
         unknown |= error.effect() == Effect::Unknown;
         let harmless = stamp.is_some() || !unknown;

@@ -29,7 +29,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 pub use transaction::Transaction;
 
-use super::{identity::Identity, partition::partition_of};
+use super::{identity::Identity, partition::place_of};
 use lane::Waiting;
 use task::Command;
 
@@ -289,7 +289,7 @@ impl Producer {
 
     fn partition(&self, record: &Record) -> u32 {
         let core = &self.0.core;
-        core.partition_of(record, core.streams.env().random())
+        place_of(record, core.partitions(), core.streams.env().random())
     }
 
     fn closed(&self) -> Error {
@@ -337,14 +337,6 @@ struct Core {
 impl Core {
     fn partitions(&self) -> u32 {
         self.partitions.load(Ordering::Relaxed)
-    }
-
-    fn partition_of(&self, record: &Record, otherwise: u64) -> u32 {
-        let partitions = self.partitions();
-        match &record.key {
-            Some(key) => partition_of(key, partitions),
-            None => (otherwise % u64::from(partitions.max(1))) as u32,
-        }
     }
 }
 

@@ -18,8 +18,8 @@ use coact_core::{
 
 use super::{Core, describe};
 use crate::{
-    backoff::{Backoff, is_retryable},
-    mq::partition::partition_of,
+    backoff::{Backoff, is_retryable, within},
+    mq::partition::place_of,
 };
 
 /// The sequence of the next batch of each partition, in the epoch of transactions.
@@ -113,18 +113,14 @@ impl<'a> Transaction<'a> {
                 counts.insert(topic.clone(), describe(&core.streams, topic).await?.spec.partitions);
             }
         }
-        let partition = |topic: &Topic, record: &Record, spread: u64| match &record.key {
-            Some(key) => partition_of(key, counts[topic]),
-            None => (spread % u64::from(counts[topic].max(1))) as u32,
-        };
         let spread = core.streams.env().random();
         let mut batches: BTreeMap<(Topic, u32), Vec<Record>> = BTreeMap::new();
         for (topic, record) in self.records {
-            let place = partition(&topic, &record, spread);
+            let place = place_of(&record, counts[&topic], spread);
             batches.entry((topic, place)).or_default().push(record);
         }
         for (topic, record, due_ms) in self.delayed {
-            let partition = partition(&topic, &record, spread);
+            let partition = place_of(&record, counts[&topic], spread);
             commit.delayed.push(Delayed { topic, partition, record, due_ms });
         }
         check_spans(core, &commit, batches.len())?;
@@ -179,10 +175,9 @@ async fn deliver(core: &Core, commit: &Commit) -> Result<CommitOutcome> {
     let mut unknown = false;
     loop {
         let left = deadline.saturating_duration_since(env.now());
-        let error = match env.timeout(left, core.streams.commit(commit.clone())).await {
-            Some(Ok(outcome)) => return Ok(outcome),
-            Some(Err(error)) => error,
-            None => Error::new(ErrorKind::Unavailable, "a commit was not answered in time").effect_unknown(),
+        let error = match within(env, left, "a commit", core.streams.commit(commit.clone())).await {
+            Ok(outcome) => return Ok(outcome),
+            Err(error) => error,
         };
         unknown |= error.effect() == Effect::Unknown;
         let again = (repeatable || !unknown) && (is_retryable(&error) || error.effect() == Effect::Unknown);

@@ -18,7 +18,7 @@ use crate::{
     mq::{
         consumer::{Delivery, settle, state::Shared},
         retry::{
-            Policy, ROUND_HEADER, dead_topic, ensure_beside, header, is_retry_topic, letter, number_of, retry_topic,
+            Policy, ROUND_HEADER, before_retry, dead_topic, ensure_beside, header, letter, number_of, retry_topic,
         },
     },
 };
@@ -111,9 +111,5 @@ async fn together(shared: &Shared, delivery: &Delivery, commit: Commit, repeat: 
 
 /// The topic that a record was in before its first round.
 fn first_topic(shared: &Shared, topic: &Topic) -> Topic {
-    if !is_retry_topic(topic, &shared.group) {
-        return topic.clone();
-    }
-    let suffix = format!(".{}.retry", shared.group);
-    topic.as_str().strip_suffix(&suffix).and_then(|first| Topic::new(first).ok()).unwrap_or_else(|| topic.clone())
+    before_retry(topic, &shared.group).unwrap_or_else(|| topic.clone())
 }

@@ -30,7 +30,7 @@ use super::{
     retry::{ensure_beside, hash, unsupported},
     retry_topic,
 };
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, panic};
 use lane::{Lane, LaneId, State, Which};
 use markers::{Listing, Markers};
 use parking::{Back, Parking, Step};
@@ -166,11 +166,7 @@ where
     // What the handler leaves behind after a panic is its own; nothing of ours is shared with it.
     match AssertUnwindSafe(async { handler(message).await }).catch_unwind().await {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            Err(format!("the handler panicked: {}", text.as_deref().unwrap_or("without a text")))
-        }
+        Err(panic) => Err(panic::describe(&*panic)),
     }
 }
 

@@ -21,11 +21,14 @@ use super::{
     Call, Done, Message, Work,
     lane::{Lane, LaneId, Which},
 };
-use crate::mq::{
-    consumer::{Busy, Delivery, Outcome, settle, state::Shared},
-    group::{TopicPartition, read, to_bytes},
-    parked::{Marker, name, show},
-    retry::{KeyHash, ORIGIN_HEADER, ensure_beside, hash, header, origin, parked_topic, shorten},
+use crate::{
+    json::{read, to_bytes},
+    mq::{
+        consumer::{Busy, Delivery, Outcome, settle, state::Shared},
+        group::TopicPartition,
+        parked::{Marker, name, show},
+        retry::{KeyHash, ORIGIN_HEADER, ensure_beside, hash, header, origin, parked_topic, shorten},
+    },
 };
 
 /// Parks keys of one group.

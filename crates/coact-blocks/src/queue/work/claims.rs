@@ -8,9 +8,9 @@ use coact_core::{
     env::Env,
 };
 
-use super::{Answer, Phase, Running, Work, within};
+use super::{Answer, Phase, Running, Work};
 use crate::{
-    backoff::{Backoff, is_retryable},
+    backoff::{Backoff, is_retryable, within},
     queue::{WorkerOptions, bucket::Bucket},
 };
 
@@ -97,7 +97,7 @@ impl Work {
         self.claims.in_flight = true;
         self.send(async move {
             let sent = env.now();
-            Answer::Claimed { sent, answer: within(&env, limit, queues.claim(claim)).await }
+            Answer::Claimed { sent, answer: within(&env, limit, "a claim", queues.claim(claim)).await }
         });
     }
 

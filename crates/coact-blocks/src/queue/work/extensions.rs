@@ -8,7 +8,8 @@ use coact_core::{
     env::PlantedBug,
 };
 
-use super::{Answer, Running, Work, within};
+use super::{Answer, Running, Work};
+use crate::backoff::within;
 
 impl Work {
     /// Extends the claims that are due, and with them those that soon would be.
@@ -28,7 +29,7 @@ impl Work {
         self.is_extending = true;
         self.send(async move {
             let sent = env.now();
-            let answer = within(&env, lease / 3, queues.settle(&queue, settle)).await;
+            let answer = within(&env, lease / 3, "an extension", queues.settle(&queue, settle)).await;
             Answer::Extended { sent, tokens, answer }
         });
     }

@@ -1,7 +1,6 @@
 //! One job in work: its handler in a task of its own, and what came of it.
 
 use std::{
-    any::Any,
     panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
@@ -21,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Handler, Work};
 use crate::{
     backoff::Backoff,
+    panic,
     queue::{Context, Outcome, context::Hold},
 };
 
@@ -69,7 +69,7 @@ impl Running {
             let work = async move { handler(Context { hold, stopping }).await };
             let how = match Abortable::new(AssertUnwindSafe(work).catch_unwind(), registration).await {
                 Ok(Ok(said)) => How::Said(said),
-                Ok(Err(panic)) => How::Panicked(message(&*panic)),
+                Ok(Err(panic)) => How::Panicked(panic::describe(&*panic)),
                 Err(_) => How::Dropped,
             };
             // Nobody listens if the worker was dropped.
@@ -128,9 +128,7 @@ impl Work {
                 Verdict::Nack { delay: after.unwrap_or_else(|| self.rest(attempt)), error }
             }
             How::Said(Err(error)) => Verdict::Nack { delay: self.rest(attempt), error },
-            How::Panicked(message) => {
-                Verdict::Nack { delay: self.rest(attempt), error: format!("the handler panicked: {message}") }
-            }
+            How::Panicked(error) => Verdict::Nack { delay: self.rest(attempt), error },
             How::Dropped | How::Said(Ok(Outcome::Release | Outcome::Settled)) => Verdict::Release,
         }
     }
@@ -139,9 +137,4 @@ impl Work {
         let options = &self.shared.options;
         Backoff::after(&self.env, options.retry_first, options.retry_longest, attempt)
     }
-}
-
-fn message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "without a message".to_owned())
 }

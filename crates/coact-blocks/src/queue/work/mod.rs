@@ -12,7 +12,7 @@ use std::{
 };
 
 use coact_core::{
-    Error, ErrorKind, Result,
+    Error, Result,
     contract::queue::{Claimed, Settled, Token},
     env::Env,
 };
@@ -183,11 +183,4 @@ impl Work {
     fn send(&self, request: impl Future<Output = Answer> + Send + 'static) {
         self.requests.push(request.boxed());
     }
-}
-
-/// The answer of a request, or that none came in time.
-async fn within<T>(env: &Env, limit: Duration, request: impl Future<Output = Result<T>>) -> Result<T> {
-    env.timeout(limit, request).await.unwrap_or_else(|| {
-        Err(Error::new(ErrorKind::Unavailable, format!("no answer within {limit:?}")).effect_unknown())
-    })
 }

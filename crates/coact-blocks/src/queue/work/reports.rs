@@ -8,9 +8,9 @@ use coact_core::{
     env::Env,
 };
 
-use super::{Answer, Work, within};
+use super::{Answer, Work};
 use crate::{
-    backoff::{Backoff, is_retryable},
+    backoff::{Backoff, is_retryable, within},
     queue::{context::Hold, stats::Counters},
 };
 
@@ -73,7 +73,7 @@ impl Work {
         let (queues, queue) = (self.shared.queue.handle().clone(), self.shared.queue.name().clone());
         let (env, limit) = (self.env.clone(), self.shared.options.lease);
         self.send(async move {
-            Answer::Settled { answer: within(&env, limit, queues.settle(&queue, settle)).await, reports }
+            Answer::Settled { answer: within(&env, limit, "a report", queues.settle(&queue, settle)).await, reports }
         });
     }
 
