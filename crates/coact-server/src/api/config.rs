@@ -9,7 +9,6 @@ use axum::{
         sse::{Event, KeepAlive},
     },
 };
-use base64::{Engine, engine::general_purpose::STANDARD};
 use coact_blocks::directory::{Setting, SettingChange, Settings};
 use coact_core::{ErrorKind, Result};
 use futures::{StreamExt, stream};
@@ -18,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Block, Caller, KEEP_ALIVE, Store, Verb,
-    entry::bytes_of,
+    entry::{bytes_of, text_or_base64},
     extract::{Json, Path, Query},
     kv::{DirsQuery, InRealm, NamespacePath, limit},
     problem::{self, Problem},
@@ -333,14 +332,10 @@ fn missing(group: &str, key: &str) -> Problem {
 
 impl From<&Setting> for SettingView {
     fn from(setting: &Setting) -> Self {
-        let text = setting.text().map(str::to_owned);
-        let value_base64 = match (&text, &setting.value) {
-            (None, Some(bytes)) => Some(STANDARD.encode(bytes)),
-            _ => None,
-        };
+        let (value, value_base64) = setting.value.as_deref().map(text_or_base64).unwrap_or_default();
         Self {
             key: setting.key.clone(),
-            value: text,
+            value,
             value_base64,
             deleted: setting.value.is_none(),
             version: setting.version,

@@ -31,10 +31,7 @@ pub(super) struct EntryView {
 
 impl From<&Entry> for EntryView {
     fn from(entry: &Entry) -> Self {
-        let (value, value_base64) = match std::str::from_utf8(&entry.value) {
-            Ok(text) => (Some(text.to_owned()), None),
-            Err(_) => (None, Some(STANDARD.encode(&entry.value))),
-        };
+        let (value, value_base64) = text_or_base64(&entry.value);
         Self {
             key: entry.key.to_string(),
             value,
@@ -69,11 +66,22 @@ impl Value {
 pub(super) fn bytes_of(text: Option<&str>, base64: Option<&str>) -> Result<Bytes, Problem> {
     match (text, base64) {
         (Some(text), None) => Ok(Bytes::copy_from_slice(text.as_bytes())),
-        (None, Some(text)) => match STANDARD.decode(text) {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(error) => Err(invalid(format!("value_base64 is not base64: {error}"))),
-        },
+        (None, Some(text)) => from_base64("value_base64", text),
         _ => Err(invalid("the value must be given once: as value (text) or as value_base64")),
+    }
+}
+
+/// Bytes in base64.
+pub(super) fn from_base64(what: &str, text: &str) -> Result<Bytes, Problem> {
+    let bytes = STANDARD.decode(text).map_err(|error| invalid(format!("{what} is not base64: {error}")))?;
+    Ok(bytes.into())
+}
+
+/// Text as it is, anything else in base64.
+pub(super) fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(STANDARD.encode(bytes))),
     }
 }
 

@@ -6,7 +6,6 @@
 use std::time::Duration;
 
 use axum::{Json as Answer, extract::State, http::StatusCode};
-use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use coact_core::{
     ErrorKind,
@@ -19,6 +18,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
+    entry::{from_base64, text_or_base64},
     extract::{Json, Path, Query, int32, int64, invalid},
     kv::limit,
     problem::{self, Problem},
@@ -593,22 +593,11 @@ impl From<NewJob> for ContentView {
     }
 }
 
-/// Text as it is, anything else in base64.
-fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => (Some(text.to_owned()), None),
-        Err(_) => (None, Some(STANDARD.encode(bytes))),
-    }
-}
-
 /// What is given as text or in base64; nothing at all is empty.
 fn bytes(what: &str, text: Option<String>, base64: Option<String>) -> Result<Bytes, Problem> {
     match (text, base64) {
         (Some(_), Some(_)) => Err(invalid(format!("{what} is given twice: use text or base64"))),
-        (None, Some(base64)) => match STANDARD.decode(base64) {
-            Ok(bytes) => Ok(bytes.into()),
-            Err(error) => Err(invalid(format!("{what} is not base64: {error}"))),
-        },
+        (None, Some(base64)) => from_base64(what, &base64),
         (text, None) => Ok(text.unwrap_or_default().into()),
     }
 }

@@ -17,6 +17,7 @@ use coact_core::{
     name::{Dir, Key, Namespace, Queue, Topic},
     registry::Store,
 };
+use coact_engine_embedded::flat::KeyRange;
 use coact_engine_etcd::{
     messages::{all, failure, part, try_all},
     wire::coact_v1::{
@@ -74,9 +75,8 @@ impl Desk {
         self.allow_named(&request)?;
         let store = self.store(&namespace)?;
         let commit = Commit::try_from(request)?;
-        if let Some((realm, txn)) = &commit.kv {
+        if let Some((_, txn)) = &commit.kv {
             self.allow_txn(&Namespace::new(&namespace)?, txn)?;
-            txn.check(realm, &store.kv().guarantees().limits)?;
         }
         Ok(store.streams()?.commit(commit).await?.into())
     }
@@ -211,10 +211,8 @@ impl Desk {
     }
 
     fn allow_dir(&self, namespace: &Namespace, dir: &Dir) -> Result<()> {
-        let start = dir.to_flat(namespace);
-        // After the slash that ends the prefix comes a zero.
-        let end = [&start.as_bytes()[..start.len() - 1], b"0"].concat();
-        self.caller.allow_keys(Keys::range(start.as_bytes(), &end), Verb::Read)
+        let range = KeyRange::prefix(dir.to_flat(namespace));
+        self.caller.allow_keys(Keys::range(&range.start, &range.end), Verb::Read)
     }
 }
 

@@ -1,14 +1,10 @@
 //! `coact mq top`: topics and groups with their rates and lags, again and again.
 
-use std::{
-    collections::BTreeMap,
-    io::IsTerminal as _,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use clap::Args;
 use coact::{
-    Env, ErrorKind, Result, StreamHandle,
+    ErrorKind, Result, StreamHandle,
     contract::stream::{LATENESS_BUCKETS, TopicInfo},
     mq::{Committed, GroupLag, Monitor, PartitionLag},
 };
@@ -16,25 +12,19 @@ use serde_json::{Value, json};
 
 use super::{
     group::{found, monitor},
-    topic::cells,
     topics,
 };
 use crate::{
     Target,
-    cmd::{duration, serve::Signals},
+    cmd::again::{Again, table},
     exit::Exit,
-    output,
 };
 
 /// Arguments of `coact mq top`.
 #[derive(Debug, Args)]
 pub(crate) struct Top {
-    /// How often it looks.
-    #[arg(long, default_value = "2s", value_parser = interval, value_name = "DURATION")]
-    interval: Duration,
-    /// Look once and return, for scripts: there are no rates then.
-    #[arg(long)]
-    once: bool,
+    #[command(flatten)]
+    again: Again,
     /// How many rows of each kind a table shows; JSON has them all.
     #[arg(long, default_value_t = 20, value_name = "N")]
     rows: usize,
@@ -44,61 +34,23 @@ pub(crate) struct Top {
 
 impl Top {
     pub(crate) async fn run(self) -> Result<Exit> {
-        let mut signals = Signals::new()?;
         let store = self.target.open_store().await?;
         let monitor = monitor(&store, &self.target.realm()?)?;
         let mut looker = Looker { streams: store.streams()?.clone(), monitor, before: None };
-        let mut picture = looker.look().await?;
-        loop {
-            self.show(&picture);
-            if self.once {
-                store.close().await?;
-                return Ok(Exit::SUCCESS);
-            }
-            picture = tokio::select! {
-                next = self.next(&mut looker) => next?,
-                () = signals.first() => return Ok(Exit::SUCCESS),
-            };
-        }
+        let json = |picture: &Picture| json!({ "topics": picture.topics, "groups": picture.groups });
+        let page = |picture: &Picture| self.page(picture);
+        self.again.show(&self.target, async || looker.look().await, json, page).await?;
+        store.close().await?;
+        Ok(Exit::SUCCESS)
     }
 
-    /// The picture after the interval. A store that does not answer is asked again.
-    async fn next(&self, looker: &mut Looker) -> Result<Picture> {
-        loop {
-            Env::real().sleep(self.interval).await;
-            match looker.look().await {
-                Err(error) if error.kind() == ErrorKind::Unavailable => output::complain(&error.to_string()),
-                picture => return picture,
-            }
-        }
-    }
-
-    fn show(&self, picture: &Picture) {
-        if !self.target.output().is_table() {
-            let document = json!({ "topics": picture.topics, "groups": picture.groups });
-            return output::write_line(&document.to_string());
-        }
-        let mut page = String::new();
-        if !self.once && std::io::stdout().is_terminal() {
-            page += CLEAR;
-            page += &format!("{}, every {:?}\n\n", self.target.url().unwrap_or_default(), self.interval);
-        }
-        for rows in [&picture.topics, &picture.groups] {
-            page += &output::table(&cells(&rows[..rows.len().min(self.rows)]));
-            if rows.len() > self.rows {
-                page += &format!("… and {} more\n", rows.len() - self.rows);
-            }
-            page += "\n";
-        }
+    fn page(&self, picture: &Picture) -> String {
         if picture.topics.is_empty() {
-            page = "there are no topics\n\n".to_owned();
+            return "there are no topics\n\n".to_owned();
         }
-        output::write_bytes(page.as_bytes());
+        table(&picture.topics, self.rows) + &table(&picture.groups, self.rows)
     }
 }
-
-/// The cursor to the upper left, and everything cleared.
-const CLEAR: &str = "\x1b[H\x1b[2J";
 
 /// What one look found: the busiest topics and the groups that are most behind first.
 struct Picture {
@@ -224,17 +176,6 @@ fn late_within(by_lateness: &[u64]) -> Option<String> {
 fn more(a: &Value, b: &Value, field: &str) -> std::cmp::Ordering {
     b[field].as_u64().cmp(&a[field].as_u64())
 }
-
-/// Reads the interval: each look reads everything, so it has a bound.
-fn interval(text: &str) -> std::result::Result<Duration, String> {
-    let interval = duration(text)?;
-    if interval < SHORTEST {
-        return Err(format!("use at least {SHORTEST:?}"));
-    }
-    Ok(interval)
-}
-
-const SHORTEST: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
