@@ -120,10 +120,15 @@ pub(crate) fn write_line(text: &str) {
 
 /// As [`write_line`], without the line's end.
 pub(crate) fn write_bytes(bytes: &[u8]) {
-    let mut stdout = std::io::stdout().lock();
-    if stdout.write_all(bytes).and_then(|()| stdout.flush()).is_err() {
+    if !try_write(bytes) {
         std::process::exit(0);
     }
+}
+
+/// Writes to stdout; false if nobody reads it any more.
+pub(crate) fn try_write(bytes: &[u8]) -> bool {
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(bytes).and_then(|()| stdout.flush()).is_ok()
 }
 
 /// Writes a message to stderr.

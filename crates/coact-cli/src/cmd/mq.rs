@@ -8,7 +8,7 @@ mod tail;
 mod top;
 mod topic;
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use clap::Subcommand;
 use coact::{Error, ErrorKind, Result, StreamHandle, Topic, contract::stream::TopicInfo};
@@ -73,6 +73,11 @@ async fn topic_of(streams: &StreamHandle, name: &Topic) -> Result<TopicInfo> {
     streams.topic(name).await?.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no topic {name}")))
 }
 
+/// The partitions to look at: one, whether it is there or not, or all.
+fn chosen(partition: Option<u32>, info: &TopicInfo) -> RangeInclusive<u32> {
+    partition.map_or(0..=info.spec.partitions - 1, |one| one..=one)
+}
+
 async fn topics(streams: &StreamHandle) -> Result<Vec<TopicInfo>> {
     let mut found: Vec<TopicInfo> = Vec::new();
     loop {
@@ -96,6 +101,16 @@ fn moment(text: &str) -> Result<u64, String> {
 fn instant(text: &str) -> Option<u64> {
     let time: jiff::Timestamp = text.parse().ok()?;
     time.as_millisecond().try_into().ok()
+}
+
+/// Whole milliseconds; what is longer than any time is refused where it matters.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The time that is so far from now, in milliseconds since 1970.
+fn due_in(streams: &StreamHandle, delay: Duration) -> u64 {
+    streams.env().wall_ms().saturating_add(millis(delay))
 }
 
 /// Reads a duration argument, which may be in days.

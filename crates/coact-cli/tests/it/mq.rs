@@ -101,6 +101,35 @@ fn delayed_lines_wait_and_are_cancelled_by_their_handles() {
 }
 
 #[test]
+fn delayed_lines_are_all_kept_though_nobody_reads_their_handles() {
+    let place = Place::new();
+    let mut process = place
+        .command(&["produce", "logs", "--delay", "1h"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop(process.stdout.take());
+    let lines: String = (0..20_000).map(|number| format!("line {number}\n")).collect();
+    process.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("it reads all of them");
+    assert!(process.wait().expect("it ends").success());
+    assert_eq!(place.rows(&["delay", "stats", "logs"])[0]["pending"], 20_000);
+}
+
+#[test]
+fn a_delay_or_a_partition_beyond_all_bounds_is_refused() {
+    let place = Place::new();
+    let output = place.run(&["produce", "logs", "--delay", "300000000000d", "/proc/self/cmdline", "--null"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("at most ten years ahead"), "{output:?}");
+    assert!(!output.status.success());
+    for arguments in [&["tail", "logs"][..], &["seek", "readers", "logs", "--to", "earliest"]] {
+        let output = place.run(&[arguments, &["--partition", "4294967295"]].concat());
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("has no partition 4294967295"), "{output:?}");
+    }
+}
+
+#[test]
 fn what_is_not_there_is_said() {
     let place = Place::new();
     for arguments in [&["tail", "nope"][..], &["describe", "nope"], &["rm", "nope"], &["delay", "ls", "nope"]] {

@@ -9,7 +9,7 @@ use coact::{
 };
 use serde_json::{Value, json};
 
-use super::{PAGE, age, lines::put_record, moment};
+use super::{PAGE, age, due_in, lines::put_record, moment};
 use crate::{Target, exit::Exit, output};
 
 /// Commands of `coact mq delay`.
@@ -120,8 +120,7 @@ impl Reschedule {
         let (topic, id): (_, DelayId) = (Topic::new(&self.topic)?, self.id.parse()?);
         let store = self.target.open_store().await?;
         let streams = store.streams()?;
-        let from_now = |delay: Duration| streams.env().wall_ms().saturating_add(delay.as_millis() as u64);
-        let due_ms = self.at_time.or(self.delay.map(from_now)).unwrap_or_default();
+        let due_ms = self.at_time.or(self.delay.map(|delay| due_in(streams, delay))).unwrap_or_default();
         let rescheduled = streams.reschedule(&topic, id, due_ms).await?;
         store.close().await?;
         let Some(now) = rescheduled else { return Ok(gone(id)) };

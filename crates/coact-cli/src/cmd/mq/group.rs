@@ -8,7 +8,7 @@ use coact::{
 };
 use serde_json::{Value, json};
 
-use super::{tail::From, topic::cells, topic_of};
+use super::{chosen, tail::From, topic::cells, topic_of};
 use crate::{Target, exit::Exit, output};
 
 /// Commands of `coact mq group`.
@@ -174,7 +174,7 @@ impl Seek {
             without_members(&store, &self.target.realm()?, &group).await?;
         }
         let mut offsets = Vec::new();
-        for partition in self.partition.map_or(0..info.spec.partitions, |one| one..one + 1) {
+        for partition in chosen(self.partition, &info) {
             let offset = self.to.offset(streams, &topic, partition).await?;
             let end = streams.bounds(&topic, partition).await?.end;
             if offset > end {

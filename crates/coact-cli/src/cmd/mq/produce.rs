@@ -9,7 +9,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::Args;
 use coact::{Error, Result, Topic, contract::stream::Record};
 
-use super::{age, moment, topic_of};
+use super::{age, due_in, moment, topic_of};
 use crate::{Target, exit::Exit, output};
 use input::{Input, Line};
 use progress::Progress;
@@ -64,10 +64,7 @@ impl Produce {
         let streams = store.streams()?;
         let info = topic_of(streams, &topic).await?;
         let mut way = match (self.delay, self.at_time) {
-            (Some(delay), _) => {
-                let due_ms = streams.env().wall_ms().saturating_add(delay.as_millis() as u64);
-                Way::later(streams, &info, self.partition, due_ms)
-            }
+            (Some(delay), _) => Way::later(streams, &info, self.partition, due_in(streams, delay)),
             (None, Some(due_ms)) => Way::later(streams, &info, self.partition, due_ms),
             (None, None) => match self.partition {
                 Some(partition) => Way::to_partition(streams, &info, partition),

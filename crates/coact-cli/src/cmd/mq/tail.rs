@@ -10,9 +10,9 @@ use coact::{
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 
 use super::{
-    age, instant,
+    age, chosen, instant,
     lines::{Lines, Printer},
-    topic_of,
+    millis, topic_of,
 };
 use crate::{cmd::serve::Signals, exit::Exit, output};
 
@@ -67,7 +67,7 @@ impl From {
 
     /// The offset in one partition.
     pub(super) async fn offset(self, streams: &StreamHandle, topic: &Topic, partition: u32) -> Result<Offset> {
-        let ago = |age: Duration| streams.env().wall_ms().saturating_sub(age.as_millis() as u64);
+        let ago = |age| streams.env().wall_ms().saturating_sub(millis(age));
         let seek = match self {
             Self::Offset(offset) => return Ok(Offset(offset)),
             Self::Earliest => Seek::Earliest,
@@ -84,13 +84,10 @@ impl Tail {
         let topic = Topic::new(&self.topic)?;
         let store = self.lines.target().open_store().await?;
         let streams = store.streams()?;
-        let partitions = match self.partition {
-            Some(one) => one..one + 1,
-            None => 0..topic_of(streams, &topic).await?.spec.partitions,
-        };
+        let info = topic_of(streams, &topic).await?;
         let from = self.from.unwrap_or(if self.follow { From::Latest } else { From::Earliest });
         let mut sources = Vec::new();
-        for partition in partitions {
+        for partition in chosen(self.partition, &info) {
             let end = streams.bounds(&topic, partition).await?.end;
             let next = from.offset(streams, &topic, partition).await?;
             sources.push(Source { partition, next, end, records: VecDeque::new() });

@@ -207,7 +207,8 @@ impl Later {
         }
         kept.into_iter().for_each(|(partition, bytes)| tally.add(partition, 1, bytes));
         let handles: String = ids.iter().map(|id| format!("{id}\n")).collect();
-        output::write_bytes(handles.as_bytes());
+        // Whoever does not want the handles wants the records kept all the same.
+        output::try_write(handles.as_bytes());
         Ok(())
     }
 }
