@@ -1,6 +1,9 @@
 //! What a history shows: counts for the table, and whatever the checkers find.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use coact::{
     Key, Realm,
@@ -29,6 +32,9 @@ const SWEEP: u64 = 2 * SECOND;
 const SETTLE: u64 = 4 * SECOND;
 /// A call that began this soon after the cut may have got through.
 const CUT: u64 = SECOND / 5;
+
+/// How many kinds of failed calls people are told of.
+const COMPLAINTS: usize = 12;
 
 /// What one phase showed.
 #[derive(Clone, Debug, Default)]
@@ -135,7 +141,7 @@ fn register_writes(operations: &[Operation]) -> impl Iterator<Item = (&Operation
 
 /// Whether it was asked on a host while that was cut off.
 fn while_cut_off(fault: &Fault, operation: &Operation) -> bool {
-    let there = fault.cut && fault.struck.as_deref() == Some(operation.node.as_str());
+    let there = fault.cut && is_struck(fault, operation);
     there && operation.called > fault.from && operation.called < fault.to
 }
 
@@ -221,7 +227,7 @@ fn ids(operations: &[Operation]) -> (usize, Vec<String>) {
 /// What each side got while it was cut off, and how soon writes went on.
 fn sides(shown: &mut Shown, seen: &Seen, operations: &[Operation]) {
     let fault = &seen.fault;
-    let on_cut_side = |operation: &&Operation| fault.cut && fault.struck.as_deref() == Some(operation.node.as_str());
+    let on_cut_side = |operation: &&Operation| fault.cut && is_struck(fault, operation);
     let while_cut = |operation: &&Operation| operation.called > fault.from + CUT && operation.called < fault.to;
     let answered = |operation: &&Operation| operation.acknowledged().is_some_and(|at| at < fault.to);
     let cut: Vec<_> = operations.iter().filter(on_cut_side).filter(while_cut).collect();
@@ -230,16 +236,38 @@ fn sides(shown: &mut Shown, seen: &Seen, operations: &[Operation]) {
     let (yes, no): (Vec<_>, Vec<_>) = cut.iter().copied().filter(|operation| operation.f == "get").partition(answered);
     (shown.cut_reads, shown.cut_reads_refused) = (yes.len(), no.len());
 
-    let writes = || operations.iter().filter(|operation| is_write(operation));
-    let first_after = |time: u64, who: &dyn Fn(&Operation) -> bool| {
-        let after = writes().filter(|operation| operation.called > time && who(operation));
-        after.filter_map(Operation::acknowledged).min().map(|at| (at - time) / 1_000_000)
-    };
-    let is_struck = |operation: &Operation| fault.struck.as_deref() == Some(operation.node.as_str());
-    shown.recovered_ms = first_after(fault.from, &|operation| !is_struck(operation));
-    shown.rejoined_ms = first_after(fault.to, &is_struck);
-    let elsewhere = writes().filter(|operation| !is_struck(operation)).filter(while_cut).filter(answered).count();
+    shown.recovered_ms = recovered_ms(operations, fault);
+    shown.rejoined_ms = first_write_after(fault.to, operations, |operation| is_struck(fault, operation));
+    let elsewhere = operations.iter().filter(|operation| is_write(operation) && !is_struck(fault, operation));
+    let elsewhere = elsewhere.filter(while_cut).filter(answered).count();
     shown.diverged = shown.cut_acknowledged > 0 && elsewhere > 0;
+}
+
+/// How long after the strike the others first had a write acknowledged that began after it.
+pub(crate) fn recovered_ms(operations: &[Operation], fault: &Fault) -> Option<u64> {
+    first_write_after(fault.from, operations, |operation| !is_struck(fault, operation))
+}
+
+fn first_write_after(time: u64, operations: &[Operation], who: impl Fn(&Operation) -> bool) -> Option<u64> {
+    let after = operations.iter().filter(|operation| is_write(operation) && operation.called > time && who(operation));
+    after.filter_map(Operation::acknowledged).min().map(|at| (at - time) / 1_000_000)
+}
+
+fn is_struck(fault: &Fault, operation: &Operation) -> bool {
+    fault.struck.as_deref() == Some(operation.node.as_str())
+}
+
+/// What went wrong most often, for people: how many calls, of what, and why.
+pub(crate) fn complaints(operations: &[Operation]) -> Vec<String> {
+    let mut counts: BTreeMap<(&str, &str, &str), usize> = BTreeMap::new();
+    for operation in operations.iter().filter(|operation| operation.acknowledged().is_none()) {
+        let why = operation.answer.as_str().unwrap_or("it never ended");
+        *counts.entry((&operation.node, &operation.f, why)).or_default() += 1;
+    }
+    let mut counts: Vec<_> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| Reverse(*count));
+    let line = |((node, f, why), count): &(_, usize)| format!("{count} × {f} of {node}: {why}");
+    counts.iter().take(COMPLAINTS).map(line).collect()
 }
 
 /// Each host's watch of the registers.

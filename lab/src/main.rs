@@ -132,6 +132,10 @@ async fn run_engine(lab: &Lab, engine: Engine, seed: u64) -> Result<Vec<Outcome>
         let seen = phase::run(&net, cluster.as_mut(), &plan).await.with_context(|| nemesis.name())?;
         let outcome = Outcome::new(engine, *nemesis, check::check(&seen));
         println!("lab: {}", outcome.line(&plan));
+        if !outcome.wrong.is_empty() {
+            let complaints = check::complaints(&history::operations(&seen.events)).join("\n  ");
+            println!("  {complaints}\n{}", cluster.servers().log_tails());
+        }
         outcomes.push(outcome);
         wait_whole(cluster.as_mut()).await?;
     }

@@ -22,8 +22,9 @@ use tokio::{
 };
 
 use crate::{
+    check,
     cluster::{Cluster, wait_whole},
-    history::{Event, Kind, Recorder, now},
+    history::{Event, Kind, Recorder, now, operations},
     net::{HOSTS, Net, Run, step_clock},
     plant::Plant,
     resource::Protected,
@@ -74,7 +75,7 @@ impl Nemesis {
 }
 
 const BEFORE: Duration = Duration::from_millis(1_000);
-/// How long opening, reading everything at the end, and closing may each take.
+/// How long opening, going on after a fault, reading everything at the end, and closing may each take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What was seen of one phase.
@@ -138,6 +139,9 @@ pub(crate) async fn run(net: &Net, cluster: &mut dyn Cluster, plan: &Plan) -> Re
     let mut stage = Stage { net, cluster, clients: &mut clients, log: &log, protected: &protected };
     let mut fault = stage.strike(plan.nemesis, leader, other).await?;
     Env::real().sleep(plan.nemesis.watched_after()).await;
+    let went_on = async || check::recovered_ms(&operations(&log.events()), &fault).is_some();
+    // The check says so if they never do.
+    let _ = wait_until(&Env::real(), "writes go on", PATIENCE, went_on).await;
     fault.stopped = log.note("stop", Value::Null);
     tell(&mut clients, "stop").await;
     cluster.settle().await?;
@@ -190,8 +194,9 @@ impl Stage<'_, '_> {
                     self.cluster.take_over_from(host).await?;
                 }
                 self.until(fault.from, lasts).await;
-                fault.to = self.begin("heal");
+                // Before the cut is said to end: until it is gone, a replaced primary answers who is next to it.
                 self.cluster.shoot(host);
+                fault.to = self.begin("heal");
                 self.net.heal()?;
             }
             Nemesis::PauseLeader => {
@@ -199,12 +204,12 @@ impl Stage<'_, '_> {
                 self.cluster.pause(leader)?;
                 self.cluster.take_over_from(leader).await?;
                 self.until(fault.from, lasts).await;
-                fault.to = self.begin("resume");
                 self.cluster.shoot(leader);
+                fault.to = self.begin("resume");
                 self.cluster.resume(leader)?;
             }
             Nemesis::PauseHolder => {
-                let holder = self.protected.holder().await.context("nobody holds the lock")?;
+                let holder = self.protected.next_holder().await.context("nobody holds the lock")?;
                 let client = self.clients.iter().find(|client| client.node == holder).context("an unknown holder")?;
                 client.signal(Signal::STOP)?;
                 fault.from = self.begin(&format!("pause the client of {holder}"));

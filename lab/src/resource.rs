@@ -35,10 +35,15 @@ impl Protected {
         (self.0.fenced.report(), self.0.control.report())
     }
 
-    /// Waits until somebody believes to hold the lock, and says who.
-    pub(crate) async fn holder(&self) -> Option<String> {
+    /// Waits until somebody begins to hold the lock, with all its writes before it, and says who.
+    pub(crate) async fn next_holder(&self) -> Option<String> {
         let mut inside = self.0.inside.subscribe();
-        inside.wait_for(|inside| !inside.is_empty()).await.ok().and_then(|inside| inside.first().cloned())
+        loop {
+            inside.changed().await.ok()?;
+            if let Some(holder) = inside.borrow_and_update().first() {
+                return Some(holder.clone());
+            }
+        }
     }
 
     /// Serves it at this socket, until the runtime ends.

@@ -169,7 +169,8 @@ impl Servers {
         self.0.iter().filter(move |(of, _)| *of == host).map(|(_, process)| process)
     }
 
-    fn log_tails(&self) -> String {
+    /// The end of what each of them has said.
+    pub(crate) fn log_tails(&self) -> String {
         self.0.iter().map(|(host, process)| format!("log of host {host}:\n{}\n", process.log_tail())).collect()
     }
 }

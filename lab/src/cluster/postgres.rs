@@ -197,8 +197,9 @@ impl<'a> Postgres<'a> {
         Ok(())
     }
 
-    /// A server and all its processes.
+    /// A server and all its processes; first it is stopped, so that it starts none meanwhile.
     fn signal(&self, host: usize, signal: Signal) -> Result<()> {
+        self.servers.pause(host)?;
         for parent in self.servers.ids(host) {
             for process in std::iter::once(parent).chain(children(parent)) {
                 // One that has just ended needs no signal.
