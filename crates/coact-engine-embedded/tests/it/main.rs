@@ -7,4 +7,5 @@ mod engine;
 mod faults;
 mod message_lives;
 mod messages;
+mod scale;
 mod simulation;
