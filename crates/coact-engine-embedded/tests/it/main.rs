@@ -2,6 +2,7 @@
 //! leases.
 
 mod checked;
+mod clock;
 mod crash;
 mod engine;
 mod faults;

@@ -34,12 +34,12 @@ fn appends_against_a_bare_loop() {
     println!("{:>12} {:>9} {:>10} {:>9} {:>9} {:>8}", "record", "in batch", "in flight", "msg/s", "MB/s", "of bare");
     for (record_bytes, records) in [(100, 100), (100, 1_000), (1_024, 100), (1_024, 1_000), (1_024, 4_000)] {
         for in_flight in [1, 8, 64] {
-            measure_appends(&Case { record_bytes, records, in_flight });
+            println!("{}", measure_appends(&Case { record_bytes, records, in_flight }));
         }
     }
 }
 
-fn measure_appends(case: &Case) {
+fn measure_appends(case: &Case) -> String {
     let Case { record_bytes, records, in_flight } = *case;
     let values: Vec<_> = (0..records).map(|_| Record::new(noise(record_bytes))).collect();
     let batch = Batch::new(&values);
@@ -49,12 +49,12 @@ fn measure_appends(case: &Case) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("one");
     let took = runtime.block_on(append_all(batch.clone(), batches, in_flight));
     let bytes = (batches * batch.bytes().len()) as u64;
-    println!(
+    format!(
         "{record_bytes:>12} {records:>9} {in_flight:>10} {:>9.0} {:>9.1} {:>8.2}",
         rate((batches * records) as u64, took),
         rate(bytes, took) / 1e6,
         rate(bytes, took) / bare
-    );
+    )
 }
 
 async fn append_all(batch: Batch, batches: usize, in_flight: usize) -> Duration {
@@ -111,11 +111,11 @@ fn bare_rate(bytes: &[u8], batches: usize, in_flight: usize) -> f64 {
 fn jobs_of_many_workers() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("one");
     for workers in [1, 16, 64] {
-        runtime.block_on(measure_jobs(workers));
+        println!("{}", runtime.block_on(measure_jobs(workers)));
     }
 }
 
-async fn measure_jobs(workers: u64) {
+async fn measure_jobs(workers: u64) -> String {
     let place = tempfile::tempdir().expect("a directory");
     let (engine, store) = open(config(place.path())).await;
     let queues = store.queues().expect("queues").clone();
@@ -147,12 +147,13 @@ async fn measure_jobs(workers: u64) {
     }
     let (took, jobs) = (env.now() - began, workers * each);
     let syncs = engine.stats().syncs - before;
-    println!(
+    let line = format!(
         "{workers:>4} workers: {:>8.0} jobs/s (enqueue, claim and ack, durable), {:.1} of the three a sync",
         rate(jobs, took),
         (3 * jobs) as f64 / syncs as f64
     );
     store.close().await.expect("closed");
+    line
 }
 
 /// Bytes that are not zeros.
