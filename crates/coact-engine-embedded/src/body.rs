@@ -24,6 +24,8 @@ pub(crate) struct Place {
 
 /// Bytes of recent bodies that are kept in memory.
 const RECENT_BYTES: usize = 64 * 1024 * 1024;
+/// About what keeping a body costs beside its bytes: of small ones, most.
+const RECENT_OVERHEAD: usize = 192;
 
 /// All bodies.
 pub(crate) struct Bodies {
@@ -53,7 +55,7 @@ impl Bodies {
     /// Takes note of a body that is being written.
     pub(crate) fn add(&self, place: Place, body: Bytes) {
         let mut recent = self.recent.lock();
-        recent.bytes += body.len();
+        recent.bytes += body.len() + RECENT_OVERHEAD;
         recent.bodies.insert(place.address, body);
         if self.reader.is_none() {
             return;
@@ -105,7 +107,7 @@ impl Bodies {
 impl Recent {
     fn remove(&mut self, address: u64) {
         if let Some(body) = self.bodies.remove(&address) {
-            self.bytes -= body.len();
+            self.bytes -= body.len() + RECENT_OVERHEAD;
         }
     }
 }

@@ -62,6 +62,10 @@ impl<K: Ord + Copy, V: Clone> PagedMap<K, V> {
                 self.pages.insert(key, Arc::new(vec![(key, value)]));
             }
             Err(index) => {
+                if page.len() == PAGE_ENTRIES {
+                    // It is split right away: a vector that doubles would leave the lower half three quarters empty.
+                    page.reserve_exact(1);
+                }
                 page.insert(index, (key, value));
                 if page.len() > PAGE_ENTRIES {
                     let upper = page.split_off(page.len() / 2);

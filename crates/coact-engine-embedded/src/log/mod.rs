@@ -1,7 +1,7 @@
 //! The commit log: preallocated segments of checksummed batches, and the snapshots that let old segments go.
 //!
 //! ```text
-//! segment   NNNNNNNNNNNNNNNNNNNN.seg, named by its first sequence; its full length from the start, filled with zeros
+//! segment   NNNNNNNNNNNNNNNNNNNN.seg, named by its first sequence; its full length from the start, zeros where nothing was written
 //!   header  64 B: "COACTSEG", format u16, zero u16, length u64, first sequence u64, chain u32, address u64, zeros,
 //!           crc32c u32
 //!   batch   32 B: magic u32, payload length u32, sequence u64, chain u32, payload crc32c u32, unsynced u32, crc32c u32
@@ -44,7 +44,7 @@ pub(crate) use recovery::Replay;
 pub(crate) use snapshot::{SnapshotReader, SnapshotWriter};
 
 use record::{Mask, RECORD_HEADER_BYTES, RecordHeader};
-use segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use segment::{Room, SEGMENT_HEADER_BYTES, SegmentHeader};
 
 /// The version of everything in a data directory.
 pub(crate) const FORMAT_VERSION: u16 = 2;
@@ -52,7 +52,7 @@ pub(crate) const FORMAT_VERSION: u16 = 2;
 const PAYLOAD_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// The sequences that batches have. The end is never reached; up to it, arithmetic does not overflow.
 const SEQUENCES: RangeInclusive<u64> = 1..=u64::MAX / 2;
-/// A segment that is being filled with zeros.
+/// The segment that comes next, while it gets its length.
 const PREPARED: &str = "next-segment.tmp";
 
 /// Every place at which tests end the process: before and after each step that durability depends on.
@@ -94,7 +94,9 @@ pub(crate) struct Log {
     chain: u32,
     /// Reads what is in the segments.
     reader: Reader,
-    /// Answers when the next segment is full of zeros.
+    /// How often the active segment was synced.
+    syncs: u64,
+    /// Answers when the next segment has its length.
     prepared: Option<mpsc::Receiver<Result<()>>>,
     buffer: Vec<u8>,
 }
@@ -137,12 +139,13 @@ impl Log {
                 last_sequence: found.last_sequence,
                 synced_sequence: found.last_sequence,
                 chain: found.chain,
+                syncs: 0,
                 prepared: None,
                 buffer: Vec::new(),
             },
             other => Self::create(env, dir, options, after, other.map_or(Vec::new(), |found| found.segments))?,
         };
-        log.prepare_next();
+        log.prepare_next(Room::Filled);
         Ok(log)
     }
 
@@ -165,6 +168,7 @@ impl Log {
             last_sequence: after,
             synced_sequence: after,
             chain: 0,
+            syncs: 0,
             prepared: None,
             buffer: Vec::new(),
         })
@@ -203,6 +207,7 @@ impl Log {
         fail::fail_point!("log.sync.before");
         self.file.sync().map_err(|error| io_error("sync", &self.active().path, error))?;
         fail::fail_point!("log.sync.after");
+        self.syncs += 1;
         self.synced_sequence = self.last_sequence;
         Ok(())
     }
@@ -272,12 +277,13 @@ impl Log {
     /// so only the last segment can have a torn tail.
     fn rotate(&mut self, needed: u64) -> Result<()> {
         self.sync()?;
+        let room = Room::for_syncs(self.position, self.syncs);
         let first = self.last_sequence + 1;
         let fits = SEGMENT_HEADER_BYTES + needed <= self.options.segment_bytes;
         let length = if fits { self.options.segment_bytes } else { SEGMENT_HEADER_BYTES + needed };
         let is_prepared = self.wait_for_prepared();
         if !is_prepared || !fits {
-            segment::fill(&self.env, &self.dir.join(PREPARED), length)?;
+            segment::make_room(&self.env, &self.dir.join(PREPARED), length, room)?;
         }
         let header = SegmentHeader { length, first, chain: self.chain, address: self.end() };
         self.file = segment::begin(&self.env, &self.dir, PREPARED, header)?;
@@ -287,18 +293,19 @@ impl Log {
         self.segments.retain(|earlier| earlier.first != first);
         self.segments.push(segment);
         self.position = SEGMENT_HEADER_BYTES;
-        self.prepare_next();
+        self.syncs = 0;
+        self.prepare_next(room);
         Ok(())
     }
 
-    /// Fills the next segment with zeros beside the writer, so that a rotation need not wait for it. If that fails, the
+    /// Makes the next segment beside the writer, so that a rotation need not wait for it. If that fails, the
     /// rotation does it: the disk may have room by then, and only then does it matter.
-    fn prepare_next(&mut self) {
+    fn prepare_next(&mut self, room: Room) {
         let (answer, prepared) = mpsc::sync_channel(1);
         let (env, path, length) = (self.env.clone(), self.dir.join(PREPARED), self.options.segment_bytes);
         let work = move || {
             // Nobody listens any more if the log was closed meanwhile.
-            let _ = answer.send(segment::fill(&env, &path, length));
+            let _ = answer.send(segment::make_room(&env, &path, length, room));
         };
         if let Ok(Some(work)) = self.env.spawn_thread("coact-segment", work) {
             work();
@@ -306,7 +313,7 @@ impl Log {
         self.prepared = Some(prepared);
     }
 
-    /// Whether the next segment is full of zeros. The thread that fills it has ended then, in either case.
+    /// Whether the next segment has its length. The thread that makes it has ended then, in either case.
     fn wait_for_prepared(&mut self) -> bool {
         // A thread that never started does not answer.
         self.prepared.take().is_some_and(|answer| matches!(answer.recv(), Ok(Ok(()))))

@@ -1,5 +1,6 @@
-//! Segment files: filled with zeros first, by real writes, since a sync of space that was only reserved costs a journal
-//! commit of the file system every time.
+//! Segment files: of their full length from the start. A sync of space that was only reserved costs a journal commit of
+//! the file system; to fill it with zeros costs as many bytes again. So what is synced in small pieces is filled, and what
+//! is synced in large ones is reserved. Either reads as zeros where nothing was written.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,24 @@ use super::{FORMAT_VERSION, SEQUENCES, corrupt, io_error};
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 64;
 const MAGIC: &[u8; 8] = b"COACTSEG";
 const FILL_BYTES: usize = 512 * 1024;
+/// Where as much is made durable at once, or more, filling costs more than it saves.
+const LARGE_SYNC_BYTES: u64 = 64 * 1024;
+
+/// How a segment gets its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Room {
+    /// By writing zeros: each sync is fast.
+    Filled,
+    /// By asking the file system: nothing is written twice.
+    Reserved,
+}
+
+impl Room {
+    /// What suits a log that was synced so often while so many bytes were written.
+    pub(super) fn for_syncs(bytes: u64, syncs: u64) -> Self {
+        if bytes / syncs.max(1) >= LARGE_SYNC_BYTES { Self::Reserved } else { Self::Filled }
+    }
+}
 
 /// The verified header of a segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,14 +100,18 @@ pub(super) fn path(dir: &Path, first: u64) -> PathBuf {
 
 /// Creates a durable segment without batches.
 pub(super) fn create(env: &Env, dir: &Path, header: SegmentHeader) -> Result<Box<dyn DiskFile>> {
-    fill(env, &dir.join(super::PREPARED), header.length)?;
+    make_room(env, &dir.join(super::PREPARED), header.length, Room::Filled)?;
     begin(env, dir, super::PREPARED, header)
 }
 
-/// Writes a file of zeros, durably.
-pub(super) fn fill(env: &Env, path: &Path, length: u64) -> Result<()> {
+/// Makes a file of zeros, durably.
+pub(super) fn make_room(env: &Env, path: &Path, length: u64, room: Room) -> Result<()> {
     let failed = |error| io_error("prepare a log segment in", path, error);
     let file = env.disk().open(path, OpenMode::Create).map_err(failed)?;
+    if room == Room::Reserved {
+        file.allocate(length).map_err(failed)?;
+        return file.sync().map_err(failed);
+    }
     let zeros = vec![0; FILL_BYTES.min(length as usize)];
     let mut offset = 0;
     while offset < length {

@@ -2,9 +2,11 @@
 //! leases.
 
 mod checked;
+mod clock;
 mod crash;
 mod engine;
 mod faults;
 mod message_lives;
 mod messages;
+mod scale;
 mod simulation;
