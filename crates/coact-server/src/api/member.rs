@@ -1,0 +1,597 @@
+//! Consuming as a member of a group. A member hangs on a session, is kept by the node that it joined at, and ends with
+//! either: its partitions go to others then, and what it did not settle is done again.
+//!
+//! A record that was handed out is named by a number of its own. Who settles too late is answered `fenced`: the record
+//! was handed out anew, or its partition is somebody else's.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json as Answer,
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use coact_blocks::{
+    Session,
+    mq::{Consumer, ConsumerOptions, Delivery, Start},
+};
+use coact_core::{
+    Error, ErrorKind, Result,
+    contract::kv::{KvHandle, LeaseId},
+    env::Env,
+    name::{Group, Topic},
+};
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::{
+    Api, Block, Caller, Verb,
+    extract::{IdempotencyKey, Json, Path, int64, invalid},
+    group::GroupPath,
+    idempotency::digest,
+    kv::limit,
+    problem::{self, Problem},
+    record::{PAGE_BYTES, RecordView, wait_of},
+    session,
+    topic::{TopicPath, absent},
+};
+
+/// How many members one node keeps.
+const MEMBERS_MAX: usize = 1_000;
+/// How long a record is its client's, if nothing else is said.
+const ACK_WAIT_MS: u64 = 30_000;
+const ACK_WAIT_MAX_MS: u64 = 3_600_000;
+/// How long a shutdown waits for members to leave.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
+
+/// The members that this node keeps for clients, by id.
+#[derive(Default)]
+pub(super) struct Members(Mutex<HashMap<String, Arc<Member>>>);
+
+/// One member.
+struct Member {
+    namespace: String,
+    group: Group,
+    topics: Vec<Topic>,
+    ack_wait: Duration,
+    place: Mutex<Place>,
+    handed: Mutex<Handed>,
+}
+
+enum Place {
+    Held(Arc<Held>),
+    Over(Error),
+}
+
+/// What a member holds as long as its session lives.
+struct Held {
+    consumer: Consumer,
+    kv: KvHandle,
+    lease: LeaseId,
+    ttl: Duration,
+}
+
+/// The records that are with the client, and those that are to be handed out again.
+#[derive(Default)]
+struct Handed {
+    last: u64,
+    out: BTreeMap<u64, Out>,
+    back: Vec<Out>,
+}
+
+struct Out {
+    delivery: Delivery,
+    attempt: u32,
+    /// From when on it is handed out again.
+    again_at: Instant,
+}
+
+/// A member.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Path)]
+pub(super) struct MemberPath {
+    /// The namespace.
+    #[param(example = "main", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
+    namespace: String,
+    /// The group.
+    #[param(example = "billing", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
+    group: String,
+    /// Its id.
+    member: String,
+}
+
+/// How a member joins.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct JoinBody {
+    /// The session that it ends with. Asking for records and settling them renews it.
+    session: String,
+    /// What it reads.
+    #[schema(min_items = 1, example = json!(["orders"]))]
+    topics: Vec<String>,
+    /// Where the group begins in a partition for which it has committed nothing: `earliest` (default) or `latest`.
+    #[schema(example = "earliest")]
+    start: Option<String>,
+    /// How long a record is this member's to settle before it is handed out again; 30000 by default.
+    #[schema(minimum = 100, maximum = 3_600_000)]
+    #[serde(default, deserialize_with = "int64")]
+    ack_wait_ms: Option<u64>,
+}
+
+/// Asking for records.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FetchBody {
+    /// At most so many; 100 by default.
+    #[schema(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+    /// How long to wait for a record if there is none; 0 by default, at most 60000.
+    #[schema(minimum = 0, maximum = 60000)]
+    #[serde(default, deserialize_with = "int64")]
+    wait_ms: Option<u64>,
+}
+
+/// What became of records, each for itself.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SettleBody {
+    settle: Vec<SettleOne>,
+}
+
+/// What became of a record.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SettleOne {
+    /// Which, as it was handed out.
+    delivery: u64,
+    /// `ack`: it is done. `nack`: it is to be handed out again, to this member.
+    #[schema(value_type = String, example = "ack")]
+    verdict: Word,
+    /// With `nack`: not before so long from now.
+    #[serde(default, deserialize_with = "int64")]
+    delay_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Word {
+    Ack,
+    Nack,
+}
+
+/// A member that joined.
+#[derive(Serialize, ToSchema)]
+pub(super) struct Joined {
+    /// Its id: whoever knows it can act for the member.
+    member: String,
+    /// Its name in the list of the group's members.
+    incarnation: String,
+    ack_wait_ms: u64,
+}
+
+/// Records for a member; none if there was none in time.
+#[derive(Serialize, ToSchema)]
+pub(super) struct FetchedView {
+    records: Vec<DeliveryView>,
+    /// The generation of the group that it commits in; 0 before the first.
+    generation: u64,
+    /// The partitions that it holds now.
+    assigned: Vec<PlaceView>,
+}
+
+/// A record that is a member's to settle.
+#[derive(Serialize, ToSchema)]
+struct DeliveryView {
+    /// Names it when it is settled.
+    delivery: u64,
+    /// How often it was handed out to this member, from 1.
+    attempt: u32,
+    topic: String,
+    #[serde(flatten)]
+    record: RecordView,
+}
+
+/// A record with about how many bytes it has.
+type Weighed = (DeliveryView, u64);
+
+/// A partition of a topic.
+#[derive(Serialize, ToSchema)]
+struct PlaceView {
+    topic: String,
+    partition: u32,
+}
+
+/// What became of each, in the order of the request.
+#[derive(Serialize, ToSchema)]
+pub(super) struct SettledAll {
+    /// `done`: the group has committed it. `back`: it will be handed out again. `fenced`: it was not this member's any
+    /// more, and nothing was changed.
+    #[schema(value_type = Vec<String>, example = json!(["done"]))]
+    settled: Vec<&'static str>,
+}
+
+/// Join a group, as a member that ends with its session.
+#[utoipa::path(
+    post, path = "/v1/{namespace}/groups/{group}/members", operation_id = "mq_join", tag = "mq",
+    params(
+        GroupPath,
+        ("Idempotency-Key" = Option<String>, Header, description = "Repeating it gives the same member while that lives"),
+    ),
+    request_body = JoinBody,
+    responses(
+        (status = 201, description = "It joined; which partitions it gets, the group decides", body = Joined),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn join(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(path): Path<GroupPath>,
+    idempotency: Option<IdempotencyKey>,
+    Json(body): Json<JoinBody>,
+) -> Result<Response, Problem> {
+    body.topics.iter().try_for_each(|topic| caller.allow(Block::Mq, Verb::Read, &path.namespace, topic))?;
+    let (streams, group) = api.group(&caller, &path, Verb::Write)?;
+    let store = api.store(caller, &path.namespace, None)?;
+    let ack_wait_ms = body.ack_wait_ms.unwrap_or(ACK_WAIT_MS);
+    if !(100..=ACK_WAIT_MAX_MS).contains(&ack_wait_ms) {
+        return Err(invalid(format!("ack_wait_ms {ack_wait_ms} is not allowed: use 100 to {ACK_WAIT_MAX_MS}")));
+    }
+    let options = ConsumerOptions { start: start_of(body.start.as_deref())?, ..ConsumerOptions::default() };
+    let mut topics = Vec::new();
+    for name in &body.topics {
+        let topic = Topic::new(name)?;
+        let of = TopicPath { namespace: path.namespace.clone(), name: name.clone() };
+        streams.topic(&topic).await?.ok_or_else(|| absent(&of))?;
+        topics.push(topic);
+    }
+    let id = match idempotency {
+        // Two sessions may use the same text for different members.
+        Some(IdempotencyKey(key)) => {
+            digest(format!("member {} {group} {} {key}", path.namespace, body.session).as_bytes())
+        }
+        None => format!("{:016x}{:016x}", api.env().random(), api.env().random()),
+    };
+    let members = &api.0.members;
+    if let Some((known, held)) = members.get(&id).and_then(|known| known.held().ok().map(|held| (known, held))) {
+        return Ok((StatusCode::CREATED, Answer(known.joined(id, &held))).into_response());
+    }
+    let known = session::find(&store, &body.session).await?;
+    members.make_room()?;
+    let session = Session::join(&store.kv, known.lease, known.name).await?;
+    let consumer = Consumer::join(&session, &streams, &group, topics.clone(), options).await?;
+    let held = Held { consumer, kv: store.kv.clone(), lease: session.lease(), ttl: session.ttl() };
+    let member = Arc::new(Member {
+        namespace: path.namespace,
+        group,
+        topics,
+        ack_wait: Duration::from_millis(ack_wait_ms),
+        place: Mutex::new(Place::Held(Arc::new(held))),
+        handed: Mutex::default(),
+    });
+    let lost = session.lost();
+    let of_session = Arc::downgrade(&member);
+    api.env().spawn(async move {
+        let why = lost.await;
+        if let Some(member) = of_session.upgrade() {
+            member.end(why);
+        }
+    });
+    let held = member.held()?;
+    let joined = member.joined(id.clone(), &held);
+    members.0.lock().insert(id, member);
+    Ok((StatusCode::CREATED, Answer(joined)).into_response())
+}
+
+/// Ask for records: those of one partition come in order. Waits for one as long as is asked.
+#[utoipa::path(
+    post, path = "/v1/{namespace}/groups/{group}/members/{member}/fetch", operation_id = "mq_fetch", tag = "mq",
+    params(MemberPath), request_body = FetchBody,
+    responses(
+        (status = 200, description = "Records, or none", body = FetchedView),
+        (status = "default", description = "What went wrong; 409 `fenced` when its session has ended: join anew", body = problem::Body, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn fetch(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(path): Path<MemberPath>,
+    Json(body): Json<FetchBody>,
+) -> Result<Answer<FetchedView>, Problem> {
+    let member = api.member(&caller, &path)?;
+    let (limit, wait) = (limit(body.limit)?, wait_of(body.wait_ms)?);
+    let held = member.held()?;
+    let records = tokio::select! {
+        records = member.fetch(&held, api.env(), limit, wait) => records?,
+        () = api.until_cut(caller) => Vec::new(),
+    };
+    let mut by_topic: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    for (view, bytes) in &records {
+        let (count, sum) = by_topic.entry(&view.topic).or_default();
+        (*count, *sum) = (*count + 1, *sum + bytes);
+    }
+    for (topic, (count, bytes)) in by_topic {
+        api.traffic().note_out(&path.namespace, topic, count, bytes);
+    }
+    let place = |place: coact_blocks::mq::TopicPartition| PlaceView {
+        topic: place.topic.to_string(),
+        partition: place.partition,
+    };
+    Ok(Answer(FetchedView {
+        records: records.into_iter().map(|(view, _)| view).collect(),
+        generation: held.consumer.generation(),
+        assigned: held.consumer.assigned().into_iter().map(place).collect(),
+    }))
+}
+
+/// Settle records, each for itself. Those that are done are committed before the answer.
+#[utoipa::path(
+    post, path = "/v1/{namespace}/groups/{group}/members/{member}/settle", operation_id = "mq_settle", tag = "mq",
+    params(MemberPath), request_body = SettleBody,
+    responses(
+        (status = 200, description = "What became of each", body = SettledAll),
+        (status = "default", description = "What went wrong; 409 `fenced` when its session has ended, or, with effect `unknown`, while the group goes over to a newer generation", body = problem::Body, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn settle(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(path): Path<MemberPath>,
+    Json(body): Json<SettleBody>,
+) -> Result<Answer<SettledAll>, Problem> {
+    let member = api.member(&caller, &path)?;
+    if let Some(one) = body.settle.iter().find(|one| matches!(one.verdict, Word::Ack) && one.delay_ms.is_some()) {
+        return Err(invalid(format!("delivery {}: delay_ms goes with nack", one.delivery)));
+    }
+    let held = member.held()?;
+    held.renew().await?;
+    let settled = member.settle(&body.settle, api.env());
+    if settled.contains(&"done") {
+        held.consumer.commit().await.map_err(Error::effect_unknown)?;
+    }
+    Ok(Answer(SettledAll { settled }))
+}
+
+/// Leave the group. What was not settled is done again by others. No effect if the member has ended.
+#[utoipa::path(
+    delete, path = "/v1/{namespace}/groups/{group}/members/{member}", operation_id = "mq_leave", tag = "mq",
+    params(MemberPath),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
+    ),
+)]
+pub(super) async fn leave(
+    State(api): State<Api>,
+    caller: Caller,
+    Path(path): Path<MemberPath>,
+) -> Result<StatusCode, Problem> {
+    let member = match api.member(&caller, &path) {
+        Ok(member) => member,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(StatusCode::NO_CONTENT),
+        Err(error) => return Err(error.into()),
+    };
+    api.0.members.0.lock().remove(&path.member);
+    if let Some(held) = member.end(Error::new(ErrorKind::Closed, "the member has left its group")) {
+        held.consumer.leave().await?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl Api {
+    /// A member, if the caller may still consume what it reads.
+    fn member(&self, caller: &Caller, path: &MemberPath) -> Result<Arc<Member>> {
+        let of = GroupPath { namespace: path.namespace.clone(), group: path.group.clone() };
+        let (_, group) = self.group(caller, &of, Verb::Write)?;
+        let is_it = |member: &Arc<Member>| member.namespace == path.namespace && member.group == group;
+        let member = self.0.members.get(&path.member).filter(is_it).ok_or_else(|| {
+            Error::new(ErrorKind::NotFound, format!("group {group} has no such member at this node: join anew"))
+        })?;
+        let allow = |topic: &Topic| caller.allow(Block::Mq, Verb::Read, &path.namespace, topic.as_str());
+        member.topics.iter().try_for_each(allow)?;
+        Ok(member)
+    }
+}
+
+impl Members {
+    fn get(&self, id: &str) -> Option<Arc<Member>> {
+        self.0.lock().get(id).cloned()
+    }
+
+    /// Forgets members that are over when there are many.
+    fn make_room(&self) -> Result<()> {
+        let mut members = self.0.lock();
+        if members.len() < MEMBERS_MAX {
+            return Ok(());
+        }
+        members.retain(|_, member| member.held().is_ok());
+        if members.len() < MEMBERS_MAX {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Exhausted, format!("this node keeps {MEMBERS_MAX} members of groups already")))
+    }
+
+    /// Lets every member leave.
+    pub(super) async fn close(&self, env: &Env) {
+        let members: Vec<_> = self.0.lock().drain().map(|(_, member)| member).collect();
+        let left = members.into_iter().filter_map(|member| {
+            let held = member.end(Error::new(ErrorKind::Unavailable, "the node shuts down; join anew"))?;
+            Some(async move {
+                let _ = held.consumer.leave().await;
+            })
+        });
+        if env.timeout(LEAVE_LIMIT, futures::future::join_all(left)).await.is_none() {
+            tracing::warn!(limit = ?LEAVE_LIMIT, "some members of groups did not leave in time");
+        }
+    }
+}
+
+impl Member {
+    fn held(&self) -> Result<Arc<Held>> {
+        match &*self.place.lock() {
+            Place::Held(held) => Ok(held.clone()),
+            Place::Over(why) => Err(why.clone()),
+        }
+    }
+
+    /// Gives up everything, once.
+    fn end(&self, why: Error) -> Option<Arc<Held>> {
+        let before = {
+            let mut place = self.place.lock();
+            match &*place {
+                Place::Held(_) => std::mem::replace(&mut *place, Place::Over(why)),
+                Place::Over(_) => return None,
+            }
+        };
+        *self.handed.lock() = Handed::default();
+        match before {
+            Place::Held(held) => Some(held),
+            Place::Over(_) => None,
+        }
+    }
+
+    fn joined(&self, id: String, held: &Held) -> Joined {
+        let ack_wait_ms = self.ack_wait.as_millis() as u64;
+        Joined { member: id, incarnation: held.consumer.incarnation().to_owned(), ack_wait_ms }
+    }
+
+    /// Records with about how many bytes each has; waits for the first. The session is kept alive meanwhile.
+    async fn fetch(&self, held: &Held, env: &Env, limit: usize, wait: Duration) -> Result<Vec<Weighed>> {
+        let give_up = env.now() + wait;
+        let mut first = None;
+        let mut renew_at = env.now();
+        loop {
+            if env.now() >= renew_at {
+                held.renew().await?;
+                renew_at = env.now() + held.ttl / 3;
+            }
+            let (records, next) = self.hand_out(held, env.now(), limit, first.take())?;
+            if !records.is_empty() || env.now() >= give_up {
+                return Ok(records);
+            }
+            let look_at = next.map_or(give_up, |next| next.min(give_up)).min(renew_at);
+            tokio::select! {
+                biased;
+                delivery = held.consumer.next() => first = Some(delivery?),
+                () = env.sleep_until(look_at) => {}
+            }
+        }
+    }
+
+    /// Hands out what is there, oldest first; also answers when a record comes back next.
+    fn hand_out(
+        &self,
+        held: &Held,
+        now: Instant,
+        limit: usize,
+        first: Option<Delivery>,
+    ) -> Result<(Vec<Weighed>, Option<Instant>)> {
+        let mut handed = self.handed.lock();
+        let again = handed.come_back(held, now);
+        let mut fresh = first.into_iter();
+        let mut again = again.into_iter();
+        let (mut records, mut size) = (Vec::new(), 0);
+        while records.len() < limit && size < PAGE_BYTES as u64 {
+            let (delivery, attempt) = match again.next() {
+                Some(out) => (out.delivery, out.attempt + 1),
+                None => match fresh.next().map_or_else(|| held.consumer.poll(), |first| Ok(Some(first)))? {
+                    Some(delivery) => (delivery, 1),
+                    None => break,
+                },
+            };
+            handed.last += 1;
+            let view = DeliveryView {
+                delivery: handed.last,
+                attempt,
+                topic: delivery.topic().to_string(),
+                record: RecordView::new(delivery.partition(), delivery.record().clone()),
+            };
+            let bytes = delivery.message().size() as u64;
+            size += bytes;
+            records.push((view, bytes));
+            let number = handed.last;
+            handed.out.insert(number, Out { delivery, attempt, again_at: now + self.ack_wait });
+        }
+        // What did not fit comes with the next answer.
+        handed.back.extend(again);
+        handed.back.extend(fresh.map(|delivery| Out { delivery, attempt: 0, again_at: now }));
+        let waiting = handed.out.values().chain(&handed.back).map(|out| out.again_at).min();
+        Ok((records, waiting))
+    }
+
+    fn settle(&self, settle: &[SettleOne], env: &Env) -> Vec<&'static str> {
+        let mut handed = self.handed.lock();
+        let mut one = |one: &SettleOne| match handed.out.remove(&one.delivery) {
+            None => "fenced",
+            Some(out) if out.again_at <= env.now() => {
+                // Too late: it is handed out again.
+                handed.back.push(out);
+                "fenced"
+            }
+            Some(out) => match one.verdict {
+                Word::Ack => {
+                    if out.delivery.ack() {
+                        "done"
+                    } else {
+                        "fenced"
+                    }
+                }
+                Word::Nack if out.delivery.is_current() => {
+                    let again_at = env.now() + Duration::from_millis(one.delay_ms.unwrap_or(0).min(ACK_WAIT_MAX_MS));
+                    handed.back.push(Out { again_at, ..out });
+                    "back"
+                }
+                Word::Nack => "fenced",
+            },
+        };
+        settle.iter().map(&mut one).collect()
+    }
+}
+
+impl Handed {
+    /// What is to be handed out again now. What is not this member's any more is let go, so that nobody waits for it.
+    fn come_back(&mut self, held: &Held, now: Instant) -> Vec<Out> {
+        let late: Vec<u64> = self.out.iter().filter(|(_, out)| out.again_at <= now).map(|(id, _)| *id).collect();
+        let late = late.iter().filter_map(|id| self.out.remove(id)).collect::<Vec<_>>();
+        self.back.extend(late);
+        let assigned = held.consumer.assigned();
+        let is_ours = |delivery: &Delivery| {
+            let is_place = |place: &coact_blocks::mq::TopicPartition| {
+                place.topic == *delivery.topic() && place.partition == delivery.partition()
+            };
+            delivery.is_current() && assigned.iter().any(is_place)
+        };
+        self.back.retain(|out| is_ours(&out.delivery));
+        let (mut again, later): (Vec<_>, Vec<_>) = self.back.drain(..).partition(|out| out.again_at <= now);
+        self.back = later;
+        again.sort_by_key(|out| (out.delivery.topic().clone(), out.delivery.partition(), out.delivery.record().offset));
+        again
+    }
+}
+
+impl Held {
+    /// The client is there: its session lives on.
+    async fn renew(&self) -> Result<()> {
+        match self.kv.lease_renew(self.lease).await {
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Fenced) => {
+                Err(Error::new(ErrorKind::Fenced, "the session of this member has ended: open a new one and join anew"))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn start_of(text: Option<&str>) -> Result<Start, Problem> {
+    match text.unwrap_or("earliest") {
+        "earliest" => Ok(Start::Earliest),
+        "latest" => Ok(Start::Latest),
+        other => Err(invalid(format!("start {other:?} is not known: choose from earliest, latest"))),
+    }
+}
