@@ -464,43 +464,37 @@ impl Member {
     /// Records with about how many bytes each has; waits for the first. The session is kept alive meanwhile.
     async fn fetch(&self, held: &Held, env: &Env, limit: usize, wait: Duration) -> Result<Vec<Weighed>> {
         let give_up = env.now() + wait;
-        let mut first = None;
         let mut renew_at = env.now();
         loop {
             if env.now() >= renew_at {
                 held.renew().await?;
                 renew_at = env.now() + held.ttl / 3;
             }
-            let (records, next) = self.hand_out(held, env.now(), limit, first.take())?;
+            let (records, next) = self.hand_out(held, env.now(), limit)?;
             if !records.is_empty() || env.now() >= give_up {
                 return Ok(records);
             }
             let look_at = next.map_or(give_up, |next| next.min(give_up)).min(renew_at);
             tokio::select! {
                 biased;
-                delivery = held.consumer.next() => first = Some(delivery?),
+                // Kept at once: whoever asked may be gone before it is handed out.
+                delivery = held.consumer.next() => self.keep(delivery?, env.now()),
                 () = env.sleep_until(look_at) => {}
             }
         }
     }
 
     /// Hands out what is there, oldest first; also answers when a record comes back next.
-    fn hand_out(
-        &self,
-        held: &Held,
-        now: Instant,
-        limit: usize,
-        first: Option<Delivery>,
-    ) -> Result<(Vec<Weighed>, Option<Instant>)> {
+    fn hand_out(&self, held: &Held, now: Instant, limit: usize) -> Result<(Vec<Weighed>, Option<Instant>)> {
         let mut handed = self.handed.lock();
-        let again = handed.come_back(held, now);
-        let mut fresh = first.into_iter();
-        let mut again = again.into_iter();
+        // A member that ended meanwhile has given everything up.
+        self.held()?;
+        let mut again = handed.come_back(held, now).into_iter();
         let (mut records, mut size) = (Vec::new(), 0);
         while records.len() < limit && size < PAGE_BYTES as u64 {
             let (delivery, attempt) = match again.next() {
                 Some(out) => (out.delivery, out.attempt + 1),
-                None => match fresh.next().map_or_else(|| held.consumer.poll(), |first| Ok(Some(first)))? {
+                None => match held.consumer.poll()? {
                     Some(delivery) => (delivery, 1),
                     None => break,
                 },
@@ -520,9 +514,15 @@ impl Member {
         }
         // What did not fit comes with the next answer.
         handed.back.extend(again);
-        handed.back.extend(fresh.map(|delivery| Out { delivery, attempt: 0, again_at: now }));
         let waiting = handed.out.values().chain(&handed.back).map(|out| out.again_at).min();
         Ok((records, waiting))
+    }
+
+    fn keep(&self, delivery: Delivery, now: Instant) {
+        let mut handed = self.handed.lock();
+        if self.held().is_ok() {
+            handed.back.push(Out { delivery, attempt: 0, again_at: now });
+        }
     }
 
     fn settle(&self, settle: &[SettleOne], env: &Env) -> Vec<&'static str> {

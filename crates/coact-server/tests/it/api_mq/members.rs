@@ -1,7 +1,10 @@
 //! Consuming over HTTP: members that end with their sessions, and what they settle too late.
 
 use super::*;
-use crate::bed::eventually;
+use crate::{
+    bed::{eventually, within},
+    web::open,
+};
 
 const GROUP: &str = "/v1/main/groups/billing";
 
@@ -186,4 +189,31 @@ async fn joining_again_under_a_key_is_the_same_member_and_what_is_wrong_is_said(
     assert_eq!(detail, "delivery 1: delay_ms goes with nack");
     let elsewhere = member.replace("billing", "other");
     assert_eq!(post(at, &format!("{elsewhere}/fetch"), json!({})).await.problem(404).0, "not-found");
+}
+
+#[tokio::test]
+async fn a_record_for_a_client_that_left_while_it_waited_comes_to_the_next_who_asks() {
+    let node = node().await;
+    let at = node.address();
+    made(at, 1).await;
+    let member = join(at, &session(at, 60_000).await, 100).await;
+    let body = json!({"limit": 10, "wait_ms": 60_000});
+    let waits = open(at, "POST", &format!("{member}/fetch"), &[], Some(body)).await;
+    drop(waits);
+    produce(at, "k", &["a"]).await;
+    // Whether the one that left was served meanwhile or not.
+    assert_eq!(fetch(at, &member, 10).await[0]["value"], "a");
+}
+
+#[tokio::test]
+async fn a_shutdown_waits_for_nobody_who_waits_for_records() {
+    let node = node().await;
+    let at = node.address();
+    made(at, 1).await;
+    produce(at, "k", &["a"]).await;
+    let member = join(at, &session(at, 60_000).await, 30_000).await;
+    assert_eq!(fetch(at, &member, 10).await.len(), 1, "one that nobody settles");
+    let body = json!({"limit": 10, "wait_ms": 60_000});
+    let _waits = open(at, "POST", &format!("{member}/fetch"), &[], Some(body)).await;
+    within("a shutdown with a member", node.shutdown()).await.expect("a clean end");
 }
