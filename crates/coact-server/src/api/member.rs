@@ -5,7 +5,7 @@
 //! was handed out anew, or its partition is somebody else's.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,7 +18,7 @@ use axum::{
 };
 use coact_blocks::{
     Session,
-    mq::{Consumer, ConsumerOptions, Delivery, Start},
+    mq::{Consumer, ConsumerOptions, Delivery, Start, dead_topic},
 };
 use coact_core::{
     Error, ErrorKind, Result,
@@ -150,19 +150,23 @@ pub(super) struct SettleBody {
 struct SettleOne {
     /// Which, as it was handed out.
     delivery: u64,
-    /// `ack`: it is done. `nack`: it is to be handed out again, to this member.
+    /// `ack`: it is done. `nack`: it is to be handed out again, to this member. `kill`: it goes to the dead letters of its
+    /// topic, which takes the permission to write to them.
     #[schema(value_type = String, example = "ack")]
     verdict: Word,
     /// With `nack`: not before so long from now.
     #[serde(default, deserialize_with = "int64")]
     delay_ms: Option<u64>,
+    /// With `kill`: why.
+    error: Option<String>,
 }
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Word {
     Ack,
     Nack,
+    Kill,
 }
 
 /// A member that joined.
@@ -210,7 +214,7 @@ struct PlaceView {
 /// What became of each, in the order of the request.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SettledAll {
-    /// `done`: the group has committed it. `back`: it will be handed out again. `fenced`: it was not this member's any
+    /// `done`: the group has committed it. `back`: it will be handed out again. `dead`: it is with the dead letters. `fenced`: it was not this member's any
     /// more, and nothing was changed.
     #[schema(value_type = Vec<String>, example = json!(["done"]))]
     settled: Vec<&'static str>,
@@ -346,14 +350,21 @@ pub(super) async fn settle(
     Json(body): Json<SettleBody>,
 ) -> Result<Answer<SettledAll>, Problem> {
     let member = api.member(&caller, &path)?;
-    if let Some(one) = body.settle.iter().find(|one| matches!(one.verdict, Word::Ack) && one.delay_ms.is_some()) {
-        return Err(invalid(format!("delivery {}: delay_ms goes with nack", one.delivery)));
+    body.settle.iter().try_for_each(SettleOne::check)?;
+    if body.settle.iter().any(|one| one.verdict == Word::Kill) {
+        for topic in &member.topics {
+            let dead = dead_topic(topic, &member.group)?;
+            caller.allow(Block::Mq, Verb::Write, &path.namespace, dead.as_str())?;
+        }
     }
     let held = member.held()?;
     held.renew().await?;
-    let settled = member.settle(&body.settle, api.env());
+    let (mut settled, killed) = member.settle(&body.settle, api.env());
     if settled.contains(&"done") {
         held.consumer.commit().await.map_err(Error::effect_unknown)?;
+    }
+    for (index, answer) in member.bury_all(&held, killed, api.env()).await? {
+        settled[index] = answer;
     }
     Ok(Answer(SettledAll { settled }))
 }
@@ -525,9 +536,11 @@ impl Member {
         }
     }
 
-    fn settle(&self, settle: &[SettleOne], env: &Env) -> Vec<&'static str> {
+    /// What became of each; those that are to be buried are still to be.
+    fn settle(&self, settle: &[SettleOne], env: &Env) -> (Vec<&'static str>, Vec<Killed>) {
         let mut handed = self.handed.lock();
-        let mut one = |one: &SettleOne| match handed.out.remove(&one.delivery) {
+        let mut killed = Vec::new();
+        let mut one = |(index, one): (usize, &SettleOne)| match handed.out.remove(&one.delivery) {
             None => "fenced",
             Some(out) if out.again_at <= env.now() => {
                 // Too late: it is handed out again.
@@ -547,10 +560,70 @@ impl Member {
                     handed.back.push(Out { again_at, ..out });
                     "back"
                 }
-                Word::Nack => "fenced",
+                Word::Kill if out.delivery.is_current() => {
+                    killed.push(Killed { index, out, why: one.error.clone().unwrap_or_default() });
+                    "fenced"
+                }
+                Word::Nack | Word::Kill => "fenced",
             },
         };
-        settle.iter().map(&mut one).collect()
+        let settled = settle.iter().enumerate().map(&mut one).collect();
+        (settled, killed)
+    }
+
+    /// Brings records to the dead letters. If that fails, or nobody waits for it any more, what is left is handed out again.
+    async fn bury_all(&self, held: &Held, killed: Vec<Killed>, env: &Env) -> Result<Vec<(usize, &'static str)>> {
+        let mut kept = Kept { member: self, env, killed: killed.into() };
+        let mut answers = Vec::new();
+        while let Some(Killed { index, out, why }) = kept.killed.front() {
+            let answer = match held.consumer.bury(&out.delivery, why, out.attempt).await {
+                Ok(()) => "dead",
+                Err(error) if error.kind() == ErrorKind::Fenced => "fenced",
+                Err(error) => return Err(error.effect_unknown()),
+            };
+            answers.push((*index, answer));
+            kept.killed.pop_front();
+        }
+        Ok(answers)
+    }
+}
+
+/// A record that is to be buried.
+struct Killed {
+    /// Where it is in the request.
+    index: usize,
+    out: Out,
+    why: String,
+}
+
+/// Records that are handed out again unless they are taken out of here.
+struct Kept<'a> {
+    member: &'a Member,
+    env: &'a Env,
+    killed: VecDeque<Killed>,
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        let mut handed = self.member.handed.lock();
+        if self.member.held().is_ok() {
+            let again_at = self.env.now();
+            handed.back.extend(self.killed.drain(..).map(|killed| Out { again_at, ..killed.out }));
+        }
+    }
+}
+
+impl SettleOne {
+    fn check(&self) -> Result<(), Problem> {
+        let fits = match self.verdict {
+            Word::Ack => self.delay_ms.is_none() && self.error.is_none(),
+            Word::Nack => self.error.is_none(),
+            Word::Kill => self.delay_ms.is_none(),
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(invalid(format!("delivery {}: delay_ms goes with nack, error with kill", self.delivery)))
     }
 }
 

@@ -134,6 +134,31 @@ async fn a_record_that_nobody_settles_in_time_is_handed_out_again() {
 }
 
 #[tokio::test]
+async fn a_record_that_is_given_up_is_with_the_dead_letters() {
+    let node = node().await;
+    let at = node.address();
+    made(at, 1).await;
+    produce(at, "k", &["bad", "good"]).await;
+    let member = join(at, &session(at, 60_000).await, 30_000).await;
+    let records = fetch(at, &member, 10).await;
+    let body = json!({"settle": [
+        {"delivery": records[0]["delivery"], "verdict": "kill", "error": "no such customer"},
+        {"delivery": records[1]["delivery"], "verdict": "ack"},
+        {"delivery": 99, "verdict": "kill"},
+    ]});
+    let settled = post(at, &format!("{member}/settle"), body).await.ok();
+    assert_eq!(settled["settled"], json!(["dead", "done", "fenced"]));
+    assert_eq!(get(at, GROUP).await.ok()["lag"], 0);
+    let dead = get(at, "/v1/main/topics/orders.billing.dead/records").await.ok();
+    assert_eq!(values(&dead), ["bad"]);
+    let headers = dead["records"][0]["headers"].as_array().expect("headers");
+    assert!(headers.contains(&json!({"name": "coact-error", "value": "no such customer"})), "{headers:?}");
+    assert_eq!(call(at, "DELETE", &member, None).await.status, 204);
+    let next = join(at, &session(at, 60_000).await, 30_000).await;
+    assert_eq!(post(at, &format!("{next}/fetch"), json!({"wait_ms": 500})).await.ok()["records"], json!([]));
+}
+
+#[tokio::test]
 async fn two_members_share_the_partitions() {
     let node = node().await;
     let at = node.address();
@@ -186,7 +211,7 @@ async fn joining_again_under_a_key_is_the_same_member_and_what_is_wrong_is_said(
     let member = format!("{path}/{}", first["member"].as_str().expect("an id"));
     let settle = json!({"settle": [{"delivery": 1, "verdict": "ack", "delay_ms": 1}]});
     let (_, detail) = post(at, &format!("{member}/settle"), settle).await.problem(400);
-    assert_eq!(detail, "delivery 1: delay_ms goes with nack");
+    assert_eq!(detail, "delivery 1: delay_ms goes with nack, error with kill");
     let elsewhere = member.replace("billing", "other");
     assert_eq!(post(at, &format!("{elsewhere}/fetch"), json!({})).await.problem(404).0, "not-found");
 }
