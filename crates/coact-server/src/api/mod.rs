@@ -23,6 +23,7 @@ mod kv;
 mod lock;
 mod member;
 pub(crate) mod problem;
+mod produce;
 mod queue;
 mod record;
 mod session;
@@ -286,7 +287,7 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(job::promote))
         .routes(routes!(topic::list))
         .routes(routes!(topic::read, topic::put, topic::delete))
-        .routes(routes!(record::peek, record::produce))
+        .routes(routes!(record::peek, produce::produce))
         .routes(routes!(tail::stream))
         .routes(routes!(delay::list))
         .routes(routes!(delay::stats))

@@ -1,5 +1,15 @@
 //! What the node counts about topics, groups and queues.
 
+use coact_core::{
+    contract::{
+        commit::Commit,
+        stream::{Append, Batch, Offset, Read, Record, Stamp, TopicSpec},
+    },
+    env::Env,
+    name::Topic,
+    registry::Registry,
+};
+
 use super::*;
 use crate::bed::eventually;
 
@@ -82,6 +92,35 @@ async fn topics_and_queues_are_counted_and_go_away_with_their_names() {
     assert_eq!(call(at, "DELETE", TOPIC, None).await.status, 204);
     eventually("its lines are gone", async || metric(at, &of_topic("topic_records_in_total")).await.is_none()).await;
     assert_eq!(metric(at, &of_topic("topic_records")).await, None);
+}
+
+/// Whichever way records go, and in whichever namespace.
+#[tokio::test]
+async fn what_goes_over_grpc_is_counted_too() {
+    let node = node().await;
+    let at = node.address();
+    let url = format!("coact://{at}/elsewhere").parse().expect("a URL");
+    let registry = Registry::default().with(coact_engine_etcd::driver());
+    let store = registry.open(url, Env::real()).await.expect("the node answers");
+    let streams = store.streams().expect("it has streams");
+    let topic = Topic::new("orders").expect("a topic");
+    streams.create_topic(&topic, &TopicSpec::default()).await.expect("it is made");
+    let batch = Batch::new(&[Record::new("one"), Record::new("two")]);
+    let stamp = Some(Stamp { producer: 7, epoch: 0, sequence: 0 });
+    let append = Append { topic: topic.clone(), partition: 0, batch, stamp, expect: None };
+    for duplicate in [false, true] {
+        assert_eq!(streams.append(append.clone()).await.expect("it is there").duplicate, duplicate);
+    }
+    let again = Commit { appends: vec![Append { stamp: None, ..append }], ..Commit::default() };
+    let _ = streams.commit(again).await.expect("it is there");
+    let read = Read { topic, partition: 0, from: Offset(0), max_bytes: 1 << 20, wait: std::time::Duration::ZERO };
+    let read =
+        streams.read(read).await.expect("records").batches.iter().map(|stored| stored.batch.count()).sum::<u32>();
+    let counted = |name: &str| format!("coact_topic_records_{name}_total{{namespace=\"elsewhere\",topic=\"orders\"}}");
+    becomes(at, &counted("in"), 4.0).await;
+    becomes(at, &counted("out"), f64::from(read)).await;
+    becomes(at, "coact_topic_records{namespace=\"elsewhere\",topic=\"orders\"}", 4.0).await;
+    store.close().await.expect("it closes");
 }
 
 #[tokio::test]
