@@ -2,6 +2,7 @@
 //!
 //! Handlers translate: a request to a call of a block or of the contract, its answer to JSON. They keep nothing between
 //! two requests: what a client holds hangs on a session in the store, so any node over the same store can go on.
+//! Members of groups are the exception: a node reads ahead for them, and they end with it.
 //!
 //! Names in paths are percent-encoded (`/` is `%2F`). Changes can be repeated safely under an `Idempotency-Key`. Errors
 //! are `application/problem+json` with kind, retry and effect.
