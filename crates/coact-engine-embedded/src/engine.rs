@@ -272,6 +272,17 @@ impl Engine {
             .with_queues(QueueHandle::new(queues, env, accepted))
     }
 
+    /// The namespaces that have a topic, a group or a queue, by name.
+    ///
+    /// # Errors
+    /// `Closed` after a close.
+    ///
+    /// # Cancel safety
+    /// Safe: a read has no effect.
+    pub async fn messaging_namespaces(&self) -> Result<Vec<Namespace>> {
+        self.ask(0, |work| Ok(work.messages.namespaces())).await
+    }
+
     /// The Kv contract on this engine.
     pub fn kv(&self, namespace: Namespace, accepted: Accepted) -> KvHandle {
         KvHandle::new(EmbeddedKv::new(self.clone(), namespace), self.shared.env.clone(), accepted)

@@ -235,6 +235,7 @@ impl Server {
         }
         let signal = lifecycle.signal();
         let checks = Checks::start(config.checks, config.check_commands, &engine, &signal, metrics.clone());
+        env.spawn(node.overview().clone().run(lifecycle.signal()));
         let api = Api::new(node.clone(), config.accepted);
         let router = http::router(node, api.clone(), metrics, port.clone());
         env.spawn(port.clone().accept(listener, router));

@@ -5,6 +5,8 @@
 
 mod grid;
 pub(crate) mod http;
+pub(crate) mod messaging;
+mod traffic;
 
 use std::{
     collections::HashMap,
@@ -29,6 +31,9 @@ use coact_core::env::Env;
 use coact_engine_embedded::Stats;
 use hyper::body::{Frame, SizeHint};
 use tonic::Code;
+
+use messaging::Gathered;
+use traffic::Traffic;
 
 /// The upper bounds of the latency buckets, in seconds.
 const BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -176,7 +181,13 @@ impl Default for Metrics {
 
 impl Metrics {
     /// The page that Prometheus reads. `connections` are open, accepted and refused ones.
-    pub(crate) fn render(&self, stats: &Stats, healthy: bool, connections: (u64, u64, u64)) -> String {
+    pub(crate) fn render(
+        &self,
+        stats: &Stats,
+        healthy: bool,
+        connections: (u64, u64, u64),
+        messages: (&Gathered, &Traffic),
+    ) -> String {
         let mut page = Page::default();
         page.gauge("coact_healthy", "1 unless a failed write stopped the engine.", u64::from(healthy));
         page.gauge("coact_keys", "Keys that exist.", stats.keys);
@@ -204,6 +215,8 @@ impl Metrics {
         self.routes.render(&mut page);
         self.dns.render(&mut page);
         self.checks.render(&mut page);
+        messages.0.render(&mut page);
+        messages.1.render(&mut page);
         page.0
     }
 

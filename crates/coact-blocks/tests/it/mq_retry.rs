@@ -209,6 +209,33 @@ async fn dead_letters_say_where_from_and_why_and_come_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_record_that_is_given_up_by_hand_is_dead_once_though_answers_are_lost() {
+    for seed in 0..20 {
+        let bed = bed(seed, 1).await;
+        bed.send(0..3, 3).await;
+        let dead = dead_topic(&bed.orders, &bed.group).expect("a name");
+        let member = bed.join(seed).await;
+        let env = member.process.env().clone();
+        member.connection.faults.lock().fate = Some(Box::new(move |request| match (request, env.random() % 2) {
+            (StreamRequest::Commit(_), 0) => Fate::AnswerLost,
+            _ => Fate::Arrives,
+        }));
+        let delivery = member.consumer.next().await.expect("a record");
+        member.consumer.bury(&delivery, "no such customer", 7).await.expect("it is dead");
+        drop(delivery);
+        for _ in 0..2 {
+            assert!(member.consumer.next().await.expect("a record").ack(), "seed {seed}");
+        }
+        until("all is committed", || bed.committed() == 3).await;
+        let letters = bed.streams.records(&dead).remove(0);
+        assert_eq!(letters.len(), 1, "seed {seed}");
+        let headers = &letters[0].record.headers;
+        assert!(headers.iter().any(|(name, value)| name == ERROR_HEADER && value == "no such customer"), "{headers:?}");
+        assert!(headers.iter().any(|(name, value)| name == ATTEMPTS_HEADER && value == "7"), "{headers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_retry_topic_brings_a_record_again_and_in_the_end_it_is_dead() {
     let bed = bed(4, 1).await;
     bed.send(0..6, 3).await;

@@ -41,6 +41,40 @@ async fn node_with_itself() -> Node {
     node
 }
 
+/// Sends JSON with curl.
+fn send(node: &Node, method: &str, path: &str, body: &str) -> Value {
+    let place = format!("{}/v1/main/{path}", node.http());
+    json(&curl(&["--request", method, "--header", "content-type: application/json", "--data", body, place.as_str()]))
+}
+
+/// Gives a node a topic with a record and a delayed one, a group that is behind, and a queue with a job.
+fn with_messages(node: &Node) {
+    send(node, "PUT", "topics/orders", r#"{"partitions":3}"#);
+    let records = r#"{"records":[{"key":"customer-7","value":"paid"},{"value":"later","delay_ms":3600000}]}"#;
+    send(node, "POST", "topics/orders/records", records);
+    send(node, "POST", "groups/audit/seek", r#"{"topic":"orders","at":"earliest"}"#);
+    send(node, "PUT", "queues/mail", "{}");
+    send(node, "POST", "queues/mail/jobs", r#"{"body":"send 17"}"#);
+}
+
+/// As docs/http.md shows it.
+#[tokio::test]
+async fn curl_consumes_a_topic_in_a_group() {
+    let node = Node::start().await;
+    with_messages(&node);
+    let session = send(&node, "POST", "sessions", r#"{"ttl_ms":60000}"#)["id"].clone();
+    let body = format!(r#"{{"session":{session},"topics":["orders"]}}"#);
+    let joined = send(&node, "POST", "groups/billing/members", &body);
+    let member = format!("groups/billing/members/{}", joined["member"].as_str().expect("an id"));
+    let fetched = send(&node, "POST", &format!("{member}/fetch"), r#"{"limit":10,"wait_ms":30000}"#);
+    assert_eq!(fetched["records"][0]["value"], "paid", "{fetched}");
+    let settle = format!(r#"{{"settle":[{{"delivery":{},"verdict":"ack"}}]}}"#, fetched["records"][0]["delivery"]);
+    assert_eq!(send(&node, "POST", &format!("{member}/settle"), &settle)["settled"][0], "done");
+    let group = json(&curl(&[&format!("{}/v1/main/groups/billing", node.http())]));
+    assert_eq!(group["lag"], 0, "{group}");
+    assert!(node.stdout(&["mq", "lag", "billing"]).contains("orders"), "the shell sees the same group");
+}
+
 #[tokio::test]
 async fn curl_takes_a_lock_and_gives_it_back() {
     let node = Node::start().await;
@@ -59,8 +93,15 @@ async fn curl_takes_a_lock_and_gives_it_back() {
 #[tokio::test]
 async fn prometheus_scrapes_and_discovers() {
     let node = node_with_itself().await;
+    with_messages(&node);
     let page = node.path().join("metrics");
-    std::fs::write(&page, curl(&[&format!("{}/metrics", node.http())])).expect("a file");
+    let metrics = curl(&[&format!("{}/metrics", node.http())]);
+    for family in
+        ["coact_topic_bytes{", "coact_group_lag_records{", "coact_queue_jobs{", "coact_delay_lateness_seconds"]
+    {
+        assert!(metrics.contains(family), "{family}: {metrics}");
+    }
+    std::fs::write(&page, metrics).expect("a file");
     let check = Command::new("/usr/bin/promtool")
         .args(["check", "metrics"])
         .stdin(std::fs::File::open(&page).expect("a file"))

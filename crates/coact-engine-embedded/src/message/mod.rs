@@ -8,13 +8,13 @@ mod snapshot;
 pub(crate) mod topic;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Instant,
 };
 
 use bytes::Bytes;
-use coact_core::contract::stream::TopicSpec;
+use coact_core::{contract::stream::TopicSpec, name::Namespace};
 use parking_lot::RwLock;
 
 pub(crate) use change::{At, MessageChange, decode_body, encode_body};
@@ -90,6 +90,13 @@ impl Messages {
             appended: Vec::new(),
             times_changed: true,
         }
+    }
+
+    /// The namespaces that have anything, by name.
+    pub(crate) fn namespaces(&self) -> Vec<Namespace> {
+        let names = self.topic_ids.keys().chain(self.groups.keys()).chain(self.queue_ids.keys());
+        let namespaces: BTreeSet<&str> = names.filter_map(|name| Some(name.split_once('/')?.0)).collect();
+        namespaces.into_iter().filter_map(|name| Namespace::new(name).ok()).collect()
     }
 
     /// Applies one change of the log. It tells what became of a thing, whatever was there before.

@@ -492,16 +492,24 @@ impl JobPath {
     }
 }
 
+impl Header {
+    pub(super) fn read(self) -> Result<(String, Bytes), Problem> {
+        Ok((self.name, bytes("the value of a header", self.value, self.value_base64)?))
+    }
+
+    pub(super) fn of(name: String, value: &[u8]) -> Self {
+        let (value, value_base64) = text_or_base64(value);
+        Self { name, value, value_base64 }
+    }
+}
+
 impl JobBody {
     fn job(self, now_ms: u64) -> Result<NewJob, Problem> {
         let run_at_ms = match (self.run_at_ms, self.delay_ms) {
             (Some(_), Some(_)) => return Err(invalid("run_at_ms and delay_ms exclude each other")),
             (run_at_ms, delay_ms) => run_at_ms.or(delay_ms.map(|delay_ms| now_ms.saturating_add(delay_ms))),
         };
-        let headers = self.headers.unwrap_or_default().into_iter().map(|header| {
-            let value = bytes("the value of a header", header.value, header.value_base64)?;
-            Ok((header.name, value))
-        });
+        let headers = self.headers.unwrap_or_default().into_iter().map(Header::read);
         Ok(NewJob {
             body: bytes("body", self.body, self.body_base64)?,
             headers: headers.collect::<Result<_, Problem>>()?,
@@ -575,10 +583,7 @@ impl From<NewJob> for ContentView {
     fn from(job: NewJob) -> Self {
         let (body, body_base64) = text_or_base64(&job.body);
         let (order_key, order_key_base64) = job.order_key.as_deref().map(text_or_base64).unwrap_or_default();
-        let headers = job.headers.into_iter().map(|(name, value)| {
-            let (value, value_base64) = text_or_base64(&value);
-            Header { name, value, value_base64 }
-        });
+        let headers = job.headers.into_iter().map(|(name, value)| Header::of(name, &value));
         Self {
             body,
             body_base64,
@@ -594,7 +599,7 @@ impl From<NewJob> for ContentView {
 }
 
 /// What is given as text or in base64; nothing at all is empty.
-fn bytes(what: &str, text: Option<String>, base64: Option<String>) -> Result<Bytes, Problem> {
+pub(super) fn bytes(what: &str, text: Option<String>, base64: Option<String>) -> Result<Bytes, Problem> {
     match (text, base64) {
         (Some(_), Some(_)) => Err(invalid(format!("{what} is given twice: use text or base64"))),
         (None, Some(base64)) => from_base64(what, &base64),

@@ -2,6 +2,7 @@
 //!
 //! Handlers translate: a request to a call of a block or of the contract, its answer to JSON. They keep nothing between
 //! two requests: what a client holds hangs on a session in the store, so any node over the same store can go on.
+//! Members of groups are the exception: a node reads ahead for them, and they end with it.
 //!
 //! Names in paths are percent-encoded (`/` is `%2F`). Changes can be repeated safely under an `Idempotency-Key`. Errors
 //! are `application/problem+json` with kind, retry and effect.
@@ -10,28 +11,36 @@ mod auth;
 mod changes;
 mod config;
 mod count;
+mod delay;
 mod directory;
 mod docs;
 mod entry;
 mod extract;
+mod group;
 mod id;
 mod idempotency;
 mod job;
 mod kv;
 mod lock;
+mod member;
 pub(crate) mod problem;
+mod produce;
 mod queue;
+mod record;
 mod session;
+mod tail;
+mod topic;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use axum::{Router, extract::DefaultBodyLimit};
 use coact_core::{
     Error, ErrorKind, Result,
-    contract::{kv::KvHandle, queue::QueueHandle},
+    contract::{kv::KvHandle, queue::QueueHandle, stream::StreamHandle},
     env::Env,
     guarantees::Accepted,
-    name::{Dir, Key, Namespace, Queue, Realm},
+    name::{Dir, Group, Key, Namespace, Queue, Realm, Topic},
+    registry,
 };
 use coact_engine_embedded::flat::KeyRange;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -40,6 +49,7 @@ use crate::{
     auth::{Block, Caller, Keys, RESERVED_NAMESPACE, Verb},
     grpc::Node,
     http::pages,
+    metrics::messaging::{Overview, Traffic},
 };
 
 /// How often a quiet stream says that it is alive.
@@ -56,6 +66,7 @@ struct Inner {
     directories: directory::Directories,
     limiters: count::Limiters,
     records: idempotency::Records,
+    members: member::Members,
 }
 
 impl fmt::Debug for Api {
@@ -74,6 +85,7 @@ impl Api {
             directories: directory::Directories::default(),
             limiters: count::Limiters::default(),
             records: idempotency::Records::default(),
+            members: member::Members::default(),
         }))
     }
 
@@ -113,6 +125,43 @@ impl Api {
         Ok(queues.clone())
     }
 
+    /// The streams of a namespace and the name of a topic in it, if the caller may do all of this to it.
+    fn topic(&self, caller: &Caller, path: &topic::TopicPath, verbs: &[Verb]) -> Result<(StreamHandle, Topic)> {
+        let namespace = open_namespace(&path.namespace)?;
+        verbs.iter().try_for_each(|verb| caller.allow(Block::Mq, *verb, &path.namespace, &path.name))?;
+        Ok((self.streams_of(namespace)?.1, Topic::new(&path.name)?))
+    }
+
+    /// The streams of a namespace and the name of a group in it, if the caller may do this to it.
+    fn group(&self, caller: &Caller, path: &group::GroupPath, verb: Verb) -> Result<(StreamHandle, Group)> {
+        let namespace = open_namespace(&path.namespace)?;
+        caller.allow(Block::Mq, verb, &path.namespace, &path.group)?;
+        Ok((self.streams_of(namespace)?.1, Group::new(&path.group)?))
+    }
+
+    /// The streams of a namespace with what is beside them, if the caller may read all topics and groups.
+    fn streams(&self, caller: &Caller, namespace: &str) -> Result<(registry::Store, StreamHandle)> {
+        let open = open_namespace(namespace)?;
+        caller.allow_prefix(Block::Mq, Verb::Read, namespace, "")?;
+        self.streams_of(open)
+    }
+
+    fn streams_of(&self, namespace: Namespace) -> Result<(registry::Store, StreamHandle)> {
+        let store = self.0.node.engine().store(namespace, self.0.accepted.clone());
+        let streams = store.streams()?.clone();
+        streams.require(&coact_blocks::mq::NEEDS)?;
+        Ok((store, streams))
+    }
+
+    /// What the node knows about its topics, groups and queues.
+    fn overview(&self) -> &Overview {
+        self.0.node.overview()
+    }
+
+    fn traffic(&self) -> &Traffic {
+        self.overview().traffic()
+    }
+
     /// Returns when an answer without an end must end: at the shutdown, or when the caller's permissions have changed.
     fn until_cut(&self, caller: Caller) -> impl Future<Output = ()> + Send + 'static {
         let mut signal = self.0.node.signal();
@@ -126,6 +175,7 @@ impl Api {
 
     /// Ends what the API itself holds in the store.
     pub(crate) async fn close(&self) {
+        self.0.members.close(self.env()).await;
         self.0.generators.close().await;
         self.0.limiters.close().await;
     }
@@ -236,6 +286,25 @@ pub(crate) fn routes(api: Api) -> Router {
         .routes(routes!(job::read, job::cancel))
         .routes(routes!(job::reschedule))
         .routes(routes!(job::promote))
+        .routes(routes!(topic::list))
+        .routes(routes!(topic::read, topic::put, topic::delete))
+        .routes(routes!(record::peek, produce::produce))
+        .routes(routes!(tail::stream))
+        .routes(routes!(delay::list))
+        .routes(routes!(delay::stats))
+        .routes(routes!(delay::read, delay::cancel))
+        .routes(routes!(delay::reschedule))
+        .routes(routes!(delay::fire))
+        .routes(routes!(group::list))
+        .routes(routes!(group::read, group::delete))
+        .routes(routes!(group::seek))
+        .routes(routes!(group::parked))
+        .routes(routes!(group::redrive))
+        .routes(routes!(group::history))
+        .routes(routes!(member::join))
+        .routes(routes!(member::leave))
+        .routes(routes!(member::fetch))
+        .routes(routes!(member::settle))
         .routes(routes!(session::list, session::create))
         .routes(routes!(session::read, session::end))
         .routes(routes!(session::renew))

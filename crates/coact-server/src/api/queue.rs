@@ -86,7 +86,7 @@ pub(super) struct QueueList {
 #[derive(Serialize, ToSchema)]
 pub(super) struct Made {
     /// `false` if it was there, and was changed.
-    created: bool,
+    pub(super) created: bool,
 }
 
 /// How many jobs it was done to.

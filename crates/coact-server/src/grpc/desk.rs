@@ -8,10 +8,10 @@ use std::{future::Future, time::Duration};
 use coact_core::{
     Error, ErrorKind, Result,
     contract::{
-        commit::Commit,
+        commit::{Commit, CommitOutcome},
         kv::{Check, LeaseId, Read as KvRead, Txn},
         queue::{Claim, QueueHandle},
-        stream::{Append, Offset, Read, StreamHandle},
+        stream::{Append, Fetched, Offset, Read, StreamHandle},
     },
     error::Effect,
     name::{Dir, Key, Namespace, Queue, Topic},
@@ -53,7 +53,14 @@ impl Desk {
     pub(super) async fn append(&self, request: AppendRequest) -> Result<Appended> {
         let append = part(request.append, "batch")?;
         let (streams, _) = self.topic(&request.namespace, &append.topic, Verb::Write)?;
-        Ok(streams.append(Append::try_from(append)?).await?.into())
+        let append = Append::try_from(append)?;
+        let brought = Brought::of(&append);
+        let appended = streams.append(append).await?;
+        if !appended.duplicate {
+            let traffic = self.node.overview().traffic();
+            traffic.note_in(&request.namespace, brought.topic.as_str(), brought.records, brought.bytes);
+        }
+        Ok(appended.into())
     }
 
     pub(super) async fn read(&self, request: ReadRequest) -> Result<ReadResponse> {
@@ -67,6 +74,7 @@ impl Desk {
             wait,
         };
         let fetched = self.patiently(wait, Effect::NotApplied, streams.read(read)).await?;
+        self.note_out(&request.namespace, &request.topic, &fetched);
         Ok(fetched.into())
     }
 
@@ -78,7 +86,22 @@ impl Desk {
         if let Some((_, txn)) = &commit.kv {
             self.allow_txn(&Namespace::new(&namespace)?, txn)?;
         }
-        Ok(store.streams()?.commit(commit).await?.into())
+        let brought: Vec<_> = commit.appends.iter().map(Brought::of).collect();
+        let outcome = store.streams()?.commit(commit).await?;
+        if let CommitOutcome::Committed(committed) = &outcome {
+            for (brought, _) in brought.iter().zip(&committed.appended).filter(|(_, appended)| !appended.duplicate) {
+                let traffic = self.node.overview().traffic();
+                traffic.note_in(&namespace, brought.topic.as_str(), brought.records, brought.bytes);
+            }
+        }
+        Ok(outcome.into())
+    }
+
+    /// Counts what was read.
+    pub(super) fn note_out(&self, namespace: &str, topic: &str, fetched: &Fetched) {
+        let records = fetched.batches.iter().map(|stored| u64::from(stored.batch.count())).sum();
+        let bytes = fetched.batches.iter().map(|stored| stored.batch.bytes().len() as u64).sum();
+        self.node.overview().traffic().note_out(namespace, topic, records, bytes);
     }
 
     pub(super) async fn enqueue(&self, request: EnqueueRequest) -> Result<EnqueueResponse> {
@@ -213,6 +236,20 @@ impl Desk {
     fn allow_dir(&self, namespace: &Namespace, dir: &Dir) -> Result<()> {
         let range = KeyRange::prefix(dir.to_flat(namespace));
         self.caller.allow_keys(Keys::range(&range.start, &range.end), Verb::Read)
+    }
+}
+
+/// What an append brings.
+struct Brought {
+    topic: Topic,
+    records: u64,
+    bytes: u64,
+}
+
+impl Brought {
+    fn of(append: &Append) -> Self {
+        let (records, bytes) = (u64::from(append.batch.count()), append.batch.bytes().len() as u64);
+        Self { topic: append.topic.clone(), records, bytes }
     }
 }
 

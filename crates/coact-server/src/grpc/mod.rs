@@ -25,7 +25,7 @@ mod stream;
 mod turn;
 mod watch;
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{Router, extract::Request, http::Response};
 use coact_core::{env::Env, guarantees::Accepted, name::Namespace, registry::Store};
@@ -42,7 +42,7 @@ use coact_engine_etcd::wire::{
 use tonic::{body::Body, server::NamedService};
 use tower::Service;
 
-use crate::{Limits, auth::Auth, lifecycle::Signal};
+use crate::{Limits, auth::Auth, lifecycle::Signal, metrics::messaging::Overview};
 
 /// The raft term that a node shows. There is no raft; etcd's first leader has term 2.
 const RAFT_TERM: u64 = 2;
@@ -86,12 +86,14 @@ pub(crate) struct Node {
     signal: Signal,
     cluster_id: u64,
     member_id: u64,
+    overview: Arc<Overview>,
 }
 
 impl Node {
     pub(crate) fn new(engine: Engine, auth: Auth, url: String, limits: Limits, signal: Signal) -> Self {
         let store = engine.store_id();
-        Self { engine, auth, url, limits, signal, cluster_id: scramble(store), member_id: scramble(!store) }
+        let overview = Arc::new(Overview::new(engine.clone()));
+        Self { engine, auth, url, limits, signal, cluster_id: scramble(store), member_id: scramble(!store), overview }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -102,6 +104,11 @@ impl Node {
     pub(crate) fn store(&self, namespace: Namespace) -> Store {
         // Whoever asks has said what it accepts to its own handle.
         self.engine.store(namespace, Accepted::default())
+    }
+
+    /// What it knows about its topics, groups and queues.
+    pub(crate) fn overview(&self) -> &Arc<Overview> {
+        &self.overview
     }
 
     pub(crate) fn auth(&self) -> &Auth {

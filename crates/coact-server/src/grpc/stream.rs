@@ -215,6 +215,7 @@ impl Desk {
             let fetched = self.patiently(TAIL_WAIT, Effect::NotApplied, streams.read(read)).await?;
             request.from = fetched.next.0;
             if !fetched.batches.is_empty() {
+                self.note_out(&request.namespace, &request.topic, &fetched);
                 return Ok(fetched.into());
             }
         }

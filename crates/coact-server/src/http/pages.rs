@@ -72,7 +72,9 @@ async fn version() -> Response {
 async fn metrics_page(State(pages): State<Pages>) -> Response {
     let stats = pages.node.engine().stats();
     let healthy = pages.node.engine().health().is_ok();
-    let text = pages.metrics.render(&stats, healthy, pages.port.counts());
+    let overview = pages.node.overview();
+    let gathered = overview.latest().await;
+    let text = pages.metrics.render(&stats, healthy, pages.port.counts(), (&gathered, overview.traffic()));
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }
 

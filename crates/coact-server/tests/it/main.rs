@@ -4,6 +4,7 @@
 mod api;
 mod api_directory;
 mod api_lock;
+mod api_mq;
 mod api_queue;
 mod auth;
 mod bed;

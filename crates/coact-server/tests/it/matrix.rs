@@ -43,6 +43,17 @@ fn request_of(operation: &str) -> (&'static str, Option<Value>) {
         "queue_settle" => ("", Some(json!({"settle": [{"id": 1, "token": 1, "verdict": "ack"}]}))),
         "queue_redrive" | "queue_purge" => ("", Some(json!({"oldest": 1}))),
         "queue_reschedule" => ("", Some(json!({"run_at_ms": 1}))),
+        "mq_put_topic" => ("", Some(json!({"partitions": 1}))),
+        "mq_produce" => ("", Some(json!({"records": [{"value": "x"}]}))),
+        "mq_reschedule_delay" => ("", Some(json!({"due_ms": 1}))),
+        "mq_seek" => ("", Some(json!({"topic": "n"}))),
+        "mq_redrive" => ("", Some(json!({}))),
+        "mq_join" => ("", Some(json!({"session": "s", "topics": ["n"]}))),
+        "mq_fetch" => ("", Some(json!({"limit": 1}))),
+        "mq_settle" => ("", Some(json!({"settle": [{"delivery": 1, "verdict": "ack"}]}))),
+        "mq_topics" | "mq_topic" | "mq_delete_topic" | "mq_peek" | "mq_tail" | "mq_delays" | "mq_delay_stats"
+        | "mq_delay" | "mq_cancel_delay" | "mq_fire_delay" | "mq_groups" | "mq_group" | "mq_delete_group"
+        | "mq_parked" | "mq_group_history" | "mq_leave" => ("", None),
         "queue_list" | "queue_read" | "queue_delete" | "queue_stats" | "queue_pause" | "queue_resume"
         | "queue_jobs" | "queue_job" | "queue_cancel" | "queue_promote" => ("", None),
         "kv_read"
@@ -101,6 +112,8 @@ fn fill(path: &str) -> String {
         .replace("{group}", "g")
         .replace("{tag}", "t")
         .replace("{kind}", "ulid")
+        .replace("{delay}", "1-1")
+        .replace("{member}", "m")
 }
 
 async fn status(at: SocketAddr, method: &str, path: &str, token: Option<&str>, body: Option<Value>) -> u16 {

@@ -47,7 +47,7 @@ pub(super) fn post<'a>(
 }
 
 /// Appends a record to the dead letters: once, since its stamp is its own.
-async fn bury(shared: &Shared, delivery: &Delivery, why: &str, attempts: u32) -> Result<()> {
+pub(super) async fn bury(shared: &Shared, delivery: &Delivery, why: &str, attempts: u32) -> Result<()> {
     let place = delivery.place();
     let first = first_topic(shared, &place.topic);
     let topic = dead_topic(&first, &shared.group)?;

@@ -121,6 +121,19 @@ impl Consumer {
         Runner::new(self, &call, &options, parking).run().await
     }
 
+    /// Gives a record up: appends it to the [dead letters](super::dead_topic) of its topic, with where it was, why and after
+    /// how many attempts, and settles it, in one commit if the engine can. For those who do not [`run`](Self::run).
+    ///
+    /// # Errors
+    /// `Fenced` if the record's partition is not this consumer's any more; `Invalid` if topic and group are too long to
+    /// make a name; otherwise what the engine answers. The record is unfinished then.
+    ///
+    /// # Cancel safety
+    /// It may happen though the future is dropped; again is harmless as long as the engine recognizes repeated batches.
+    pub async fn bury(&self, delivery: &Delivery, why: &str, attempts: u32) -> Result<()> {
+        letters::bury(&self.shared, delivery, why, attempts).await
+    }
+
     fn check(&self, options: &RunOptions) -> Result<()> {
         if options.concurrency == 0 || options.max_attempts == 0 {
             return Err(Error::invalid("concurrency and max_attempts of 0 are not allowed: use at least 1"));
