@@ -1,8 +1,7 @@
-//! Messages by the hundred thousand: killed at random moments, and, when asked for, measured.
+//! Messages by the hundred thousand: killed at random moments, and what millions of them cost in memory.
 
 mod kill;
 mod memory;
-mod speed;
 
 use std::{path::Path, time::Duration};
 
