@@ -213,8 +213,10 @@ impl Stage<'_, '_> {
                 let client = self.clients.iter().find(|client| client.node == holder).context("an unknown holder")?;
                 client.signal(Signal::STOP)?;
                 fault.from = self.begin(&format!("pause the client of {holder}"));
-                (fault.struck, fault.paused) = (None, Some(holder));
                 self.until(fault.from, lasts).await;
+                // A late write is one after somebody else's; if nobody ever gets the lock, the check says so.
+                let _ = Env::real().timeout(PATIENCE, self.protected.other_than(&holder)).await;
+                (fault.struck, fault.paused) = (None, Some(holder));
                 fault.to = self.begin("resume");
                 client.signal(Signal::CONT)?;
             }

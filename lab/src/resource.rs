@@ -46,6 +46,13 @@ impl Protected {
         }
     }
 
+    /// Waits until somebody else believes to hold the lock as well.
+    pub(crate) async fn other_than(&self, holder: &str) {
+        let mut inside = self.0.inside.subscribe();
+        // It is kept as long as this lives.
+        let _ = inside.wait_for(|inside| inside.iter().any(|other| other != holder)).await;
+    }
+
     /// Serves it at this socket, until the runtime ends.
     pub(crate) fn serve(&self, socket: &Path) -> Result<()> {
         let listener = UnixListener::bind(socket).with_context(|| format!("serving at {}", socket.display()))?;
