@@ -1,6 +1,6 @@
 //! coact beside what a user would pick instead: one machine, one run, one table of ratios.
 //!
-//! `cargo xtask bench kv|lock|directory|http|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
+//! `cargo xtask bench kv|lock|mq|queue|directory|http|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
 //! ratio of two rows of one run means something, and of three runs more. A crate of its own, so that nobody's tests
 //! build the peers.
 #![allow(
@@ -18,7 +18,9 @@ mod id;
 mod kv;
 mod load;
 mod lock;
+mod mq;
 mod peer;
+mod queue;
 
 use clap::{Parser, Subcommand};
 
@@ -45,6 +47,10 @@ enum Part {
         #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "at")]
         engine: Vec<engines::Engine>,
     },
+    /// Publishing in batches.
+    Mq,
+    /// Jobs: push, claim, ack.
+    Queue,
     /// Registrations, and how long until a watcher sees one.
     Directory,
     /// HTTP/JSON next to gRPC.
@@ -72,6 +78,8 @@ async fn main() {
                 engines::run(engine, seconds).await;
             }
         }
+        Part::Mq => mq::run(seconds).await,
+        Part::Queue => queue::run(seconds).await,
         Part::Directory => directory::run(seconds).await,
         Part::Http => http::run(seconds).await,
         Part::Id => id::run(seconds).await,

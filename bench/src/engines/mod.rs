@@ -6,6 +6,8 @@ mod python;
 mod redis;
 mod zookeeper;
 
+pub(crate) use postgres::connect as postgres_client;
+
 use std::{
     future::Future,
     sync::{

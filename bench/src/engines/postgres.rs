@@ -26,7 +26,8 @@ pub(crate) async fn run(time: Duration) {
     rows.show("postgres, synchronous_commit on", BARE);
 }
 
-async fn connect(settings: &str) -> Client {
+/// A connection to these settings of the driver.
+pub(crate) async fn connect(settings: &str) -> Client {
     let (client, connection) = tokio_postgres::connect(settings, NoTls).await.expect("it answers");
     tokio::spawn(async move {
         let _ = connection.await;
