@@ -47,21 +47,12 @@ pub trait DiskFile: Send + Sync {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Makes what was written durable (`fdatasync`).
     fn sync(&self) -> io::Result<()>;
-    /// Gives an empty file this many bytes, all zeros, with room for them on the disk; not yet durable.
-    fn allocate(&self, length: u64) -> io::Result<()> {
-        write_zeros(self, length)
+    /// Gives an empty file this many bytes, all zeros, with room for them on the disk but without writing them; not yet
+    /// durable. `false`, and nothing is done, if the file system cannot.
+    fn allocate(&self, length: u64) -> io::Result<bool> {
+        let _ = length;
+        Ok(false)
     }
-}
-
-fn write_zeros<F: DiskFile + ?Sized>(file: &F, length: u64) -> io::Result<()> {
-    let zeros = vec![0; length.min(512 * 1024) as usize];
-    let mut offset = 0;
-    while offset < length {
-        let part = (length - offset).min(zeros.len() as u64);
-        file.write_at(offset, &zeros[..part as usize])?;
-        offset += part;
-    }
-    Ok(())
 }
 
 /// Holds a lock until dropped.
@@ -139,11 +130,10 @@ impl DiskFile for File {
     }
 
     #[cfg(target_os = "linux")]
-    fn allocate(&self, length: u64) -> io::Result<()> {
+    fn allocate(&self, length: u64) -> io::Result<bool> {
         match rustix::fs::fallocate(self, rustix::fs::FallocateFlags::empty(), 0, length) {
-            // Not every file system can.
-            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => write_zeros(self, length),
-            done => Ok(done?),
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(false),
+            done => Ok(done.map(|()| true)?),
         }
     }
 }

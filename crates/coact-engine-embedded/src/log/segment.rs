@@ -22,7 +22,7 @@ const LARGE_SYNC_BYTES: u64 = 64 * 1024;
 pub(super) enum Room {
     /// By writing zeros: each sync is fast.
     Filled,
-    /// By asking the file system: nothing is written twice.
+    /// By asking the file system: nothing is written twice. Where it cannot, by writing zeros.
     Reserved,
 }
 
@@ -108,8 +108,7 @@ pub(super) fn create(env: &Env, dir: &Path, header: SegmentHeader) -> Result<Box
 pub(super) fn make_room(env: &Env, path: &Path, length: u64, room: Room) -> Result<()> {
     let failed = |error| io_error("prepare a log segment in", path, error);
     let file = env.disk().open(path, OpenMode::Create).map_err(failed)?;
-    if room == Room::Reserved {
-        file.allocate(length).map_err(failed)?;
+    if room == Room::Reserved && file.allocate(length).map_err(failed)? {
         return file.sync().map_err(failed);
     }
     let zeros = vec![0; FILL_BYTES.min(length as usize)];

@@ -15,17 +15,17 @@ use coact_core::{
 };
 use coact_engine_embedded::{Config, Engine};
 
-async fn open(config: &Config) -> (Engine, Store) {
+pub(crate) async fn open(config: &Config) -> (Engine, Store) {
     let engine = Engine::open(config.clone(), Env::real()).await.expect("it opens");
     let store = engine.store(Namespace::default(), Accepted::default());
     (engine, store)
 }
 
-fn topic() -> Topic {
+pub(crate) fn topic() -> Topic {
     Topic::new("orders").expect("a topic")
 }
 
-fn queue() -> Queue {
+pub(crate) fn queue() -> Queue {
     Queue::new("mails").expect("a queue")
 }
 

@@ -448,6 +448,10 @@ impl DiskFile for OpenFile {
     fn sync(&self) -> io::Result<()> {
         self.disk.change(|platters| platters.sync_file(self.file))
     }
+
+    fn allocate(&self, length: u64) -> io::Result<bool> {
+        self.write_at(0, &vec![0; length as usize]).map(|()| true)
+    }
 }
 
 struct HeldLock {

@@ -26,7 +26,8 @@ use coact_core::{
 };
 use coact_engine_embedded::Config;
 
-use super::{count, open, queue, topic};
+use super::count;
+use crate::messages::{open, queue, topic};
 
 const DIR: &str = "COACT_SCALE_DIR";
 const LIFE: &str = "COACT_SCALE_LIFE";
@@ -160,7 +161,7 @@ fn live_until(dir: &Path, life: u64, enough: u64, known: &mut Known) -> u64 {
 async fn child_process() {
     let Ok(dir) = std::env::var(DIR) else { return };
     let life: u64 = std::env::var(LIFE).expect("set by the parent").parse().expect("a number");
-    let (_engine, store) = open(config(Path::new(&dir))).await;
+    let (_engine, store) = open(&config(Path::new(&dir))).await;
     create(&store).await;
     let mut parts = tokio::task::JoinSet::new();
     let number = Arc::<AtomicU64>::default();
@@ -293,7 +294,7 @@ async fn values(streams: &StreamHandle, topic: &Topic, partition: u32) -> Vec<(u
 
 /// Every record that was acknowledged is there, once and in order; so is what the group committed.
 async fn verify(dir: &Path, known: &Known, life: u64) {
-    let (_engine, store) = open(config(dir)).await;
+    let (_engine, store) = open(&config(dir)).await;
     let streams = store.streams().expect("streams");
     for (partition, end) in &known.appended {
         let found = values(streams, &topic(), *partition).await;
@@ -319,7 +320,7 @@ async fn verify(dir: &Path, known: &Known, life: u64) {
 
 /// In the end every delayed record is handed over once and never early, and every job is there or was done.
 async fn settle_everything(dir: &Path, known: &Known) {
-    let (_engine, store) = open(config(dir)).await;
+    let (_engine, store) = open(&config(dir)).await;
     let (streams, queues) = (store.streams().expect("streams"), store.queues().expect("queues"));
     coact_testkit::bed::wait_until(&Env::real(), "handed over", coact_testkit::bed::PATIENCE, async || {
         streams.delay_stats(&later()).await.expect("stats").pending == 0

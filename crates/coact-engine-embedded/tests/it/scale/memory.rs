@@ -7,8 +7,10 @@ use coact_core::{
     contract::stream::{Delayed, Offset, Read, Record, StreamHandle, TopicSpec},
     env::Env,
 };
+use coact_engine_embedded::Config;
 
-use super::{config, count, open, rate, topic};
+use super::{count, rate};
+use crate::messages::{open, topic};
 
 const DELAYS: &str = "COACT_SCALE_DELAYS";
 const DELAYS_DEFAULT: u64 = 20_000;
@@ -21,7 +23,7 @@ const DAY_MS: u64 = 24 * 3600 * 1000;
 async fn millions_of_delays_wait_in_little_memory() {
     let place = tempfile::tempdir().expect("a directory");
     let (env, delays) = (Env::real(), count(DELAYS, DELAYS_DEFAULT) / AT_ONCE * AT_ONCE);
-    let (_engine, store) = open(config(place.path())).await;
+    let (_engine, store) = open(&Config::in_dir(place.path())).await;
     let streams = store.streams().expect("streams");
     streams.create_topic(&topic(), &TopicSpec::default()).await.expect("created");
     let (before, began) = (resident_bytes(), env.now());
@@ -37,7 +39,7 @@ async fn millions_of_delays_wait_in_little_memory() {
     drop((_engine, store));
 
     let (before, began) = (resident_bytes(), env.now());
-    let (_engine, store) = open(config(place.path())).await;
+    let (_engine, store) = open(&Config::in_dir(place.path())).await;
     let streams = store.streams().expect("streams");
     let (opened, grown) = (env.now() - began, resident_bytes().saturating_sub(before));
     println!("opened in {:.2} s, {} B each more resident", opened.as_secs_f64(), grown / delays);
