@@ -6,13 +6,12 @@ use coact::{
     Store, Topic,
     contract::stream::{Append, Batch, Record, TopicSpec},
 };
-use coact_testkit::bed::{Bed as _, PostgresBed, RedisBed, RedisMode};
 
 use crate::{
     engines::postgres_client,
     floor::GroupCommit,
     load::{Measured, closed_loop, print},
-    peer::Peer,
+    peer::Sides,
 };
 
 const FLOOR: &str = "bare group commit of the same bytes";
@@ -22,15 +21,9 @@ const KEPT: usize = 100_000;
 
 pub(crate) async fn run(time: Duration) {
     let dir = tempfile::tempdir().expect("a directory");
-    let embedded = coact::open_store(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens");
-    let node = Peer::node(dir.path()).await;
-    let remote = coact::open_store(&node.url).await.expect("it is up");
-    let redis = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open_store(&url).await }));
-    redis.start().await.expect("Redis is installed by `cargo xtask test`");
-    let postgres = PostgresBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));
-    postgres.start().await.expect("PostgreSQL is installed by `cargo xtask test`");
+    let sides = Sides::start(dir.path()).await;
     let table = "create table topic (position bigserial primary key, body bytea not null)";
-    let settings = postgres.driver_settings().await;
+    let settings = sides.postgres.driver_settings().await;
     postgres_client(&settings).await.batch_execute(table).await.expect("a table");
     let floor = GroupCommit::new(dir.path());
     for (bytes, records) in [(100, 1_000), (1_024, 1_000)] {
@@ -38,9 +31,9 @@ pub(crate) async fn run(time: Duration) {
             let load = Load { bytes, records, producers, time };
             let mut rows = vec![
                 load.bare(&floor).await,
-                load.coact("coact embedded, in process", &embedded).await,
-                load.coact("coact node, through coact://", &remote).await,
-                load.redis(&redis.url("bench").await).await,
+                load.coact("coact embedded, in process", &sides.embedded).await,
+                load.coact("coact node, through coact://", &sides.node).await,
+                load.redis(&sides.redis.url("bench").await).await,
                 load.postgres(&settings).await,
             ];
             // From batches to records.
@@ -50,7 +43,7 @@ pub(crate) async fn run(time: Duration) {
             print(&title, FLOOR, &rows);
         }
     }
-    embedded.close().await.expect("it closes");
+    sides.embedded.close().await.expect("it closes");
 }
 
 /// What each row does.

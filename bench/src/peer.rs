@@ -2,7 +2,8 @@
 
 use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
 
-use coact::{Env, KvHandle};
+use coact::{Env, KvHandle, Store};
+use coact_testkit::bed::{Bed as _, PostgresBed, RedisBed, RedisMode};
 use tokio::process::{Child, Command};
 
 /// A running server; it is killed when this is dropped.
@@ -60,6 +61,38 @@ impl Peer {
     pub(crate) async fn open(&self) -> KvHandle {
         coact::open(&self.url).await.expect("it is up")
     }
+}
+
+/// What messages are measured on: coact in process and through a node, and servers that users would pick instead.
+pub(crate) struct Sides {
+    pub(crate) embedded: Store,
+    pub(crate) node: Store,
+    pub(crate) redis: RedisBed,
+    pub(crate) postgres: PostgresBed,
+    _node: Peer,
+}
+
+impl Sides {
+    pub(crate) async fn start(dir: &Path) -> Self {
+        let embedded = coact::open_store(&format!("embedded://{}/embedded", dir.display())).await.expect("it opens");
+        let node = Peer::node(dir).await;
+        let store = coact::open_store(&node.url).await.expect("it is up");
+        Self { embedded, node: store, redis: redis().await, postgres: postgres().await, _node: node }
+    }
+}
+
+/// Redis with an append-only file that is synced at every write.
+pub(crate) async fn redis() -> RedisBed {
+    let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open_store(&url).await }));
+    bed.start().await.expect("Redis is installed by `cargo xtask test`");
+    bed
+}
+
+/// One PostgreSQL, which syncs every commit.
+pub(crate) async fn postgres() -> PostgresBed {
+    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));
+    bed.start().await.expect("PostgreSQL is installed by `cargo xtask test`");
+    bed
 }
 
 /// The resident memory of this process, in bytes.

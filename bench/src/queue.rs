@@ -6,14 +6,13 @@ use coact::{
     Queue, Store,
     contract::queue::{Claim, NewJob, QueueSpec, Settle, Verdict},
 };
-use coact_testkit::bed::{Bed as _, PostgresBed, RedisBed, RedisMode};
 use redis::{aio::MultiplexedConnection, streams::StreamReadReply};
 use tokio_postgres::{Client, Statement};
 
 use crate::{
     engines::postgres_client,
     load::{Measured, closed_loop, print},
-    peer::Peer,
+    peer::Sides,
 };
 
 const BODY_BYTES: usize = 100;
@@ -21,27 +20,21 @@ const REDIS: &str = "Redis Streams group, appendfsync always";
 
 pub(crate) async fn run(time: Duration) {
     let dir = tempfile::tempdir().expect("a directory");
-    let embedded = coact::open_store(&format!("embedded://{}/embedded", dir.path().display())).await.expect("it opens");
-    let node = Peer::node(dir.path()).await;
-    let remote = coact::open_store(&node.url).await.expect("it is up");
-    let redis = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open_store(&url).await }));
-    redis.start().await.expect("Redis is installed by `cargo xtask test`");
-    let postgres = PostgresBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));
-    postgres.start().await.expect("PostgreSQL is installed by `cargo xtask test`");
-    let settings = postgres.driver_settings().await;
+    let sides = Sides::start(dir.path()).await;
+    let settings = sides.postgres.driver_settings().await;
     let table = "create table job (id bigserial primary key, claimed timestamptz, body bytea not null);
                  create index job_ready on job (id) where claimed is null";
     postgres_client(&settings).await.batch_execute(table).await.expect("a table");
     for workers in [1, 64] {
         let rows = vec![
-            coact("coact embedded, in process", &embedded, workers, time).await,
-            coact("coact node, through coact://", &remote, workers, time).await,
-            redis_group(&redis.url("bench").await, workers, time).await,
+            coact("coact embedded, in process", &sides.embedded, workers, time).await,
+            coact("coact node, through coact://", &sides.node, workers, time).await,
+            redis_group(&sides.redis.url("bench").await, workers, time).await,
             skip_locked(&settings, workers, time).await,
         ];
         print(&format!("push + claim + ack of {BODY_BYTES} B, {workers} workers, durable"), REDIS, &rows);
     }
-    embedded.close().await.expect("it closes");
+    sides.embedded.close().await.expect("it closes");
 }
 
 async fn coact(name: &str, store: &Store, workers: usize, time: Duration) -> Measured {

@@ -2,16 +2,15 @@
 
 use std::time::Duration;
 
-use coact_testkit::bed::{Bed as _, PostgresBed};
 use tokio_postgres::{Client, NoTls, Statement};
 
 use super::{Locker, Rows};
+use crate::peer;
 
 const BARE: &str = "a row with a unique key";
 
 pub(crate) async fn run(time: Duration) {
-    let bed = PostgresBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));
-    bed.start().await.expect("PostgreSQL is installed by `cargo xtask test`");
+    let bed = peer::postgres().await;
     let url = bed.url("bench").await;
     let server = bed.driver_settings().await;
     let mut rows = Rows::default();

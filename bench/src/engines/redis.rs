@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use coact_testkit::bed::{Bed as _, RedisBed, RedisMode};
 use redis::{Script, aio::MultiplexedConnection};
 
 use super::{Locker, Rows, python};
+use crate::peer;
 
 const BARE: &str = "SET NX PX, asked every ms; compare and delete";
 /// A lock that nobody releases comes back after this.
 const TTL_MS: u64 = 30_000;
 
 pub(crate) async fn run(time: Duration) {
-    let bed = RedisBed::new(RedisMode::Single, |url| Box::pin(async move { coact::open_store(&url).await }));
-    bed.start().await.expect("Redis is installed by `cargo xtask test`");
+    let bed = peer::redis().await;
     let url = bed.url("bench").await;
     let server = url.trim_end_matches("/bench").to_owned();
     let mut rows = Rows::default();
