@@ -260,10 +260,8 @@ async fn a_role_reaches_the_topics_and_groups_whose_names_it_has_and_no_more_tha
     let place = tempfile::tempdir().expect("a directory");
     let engine = Config { segment_bytes: 1024 * 1024, ..Config::in_dir(place.path()) };
     let guarded = Guarded::start_with(engine, None).await;
-    let at = guarded.node.address();
     let ask = async |token: &str, method: &str, path: &str, body: Option<Value>| {
-        let bearer = format!("Bearer {token}");
-        call_with(at, method, path, &[("Authorization", &bearer)], body).await.status
+        guarded.ask(method, path, token, &body.unwrap_or_default()).await.0
     };
     for topic in ["orders", "other"] {
         assert_eq!(ask(&guarded.admin, "PUT", &format!("/v1/main/topics/{topic}"), Some(json!({}))).await, 200);

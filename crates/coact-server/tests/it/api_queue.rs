@@ -9,7 +9,7 @@ use crate::{
     api::node,
     auth::Guarded,
     bed::{self, eventually},
-    web::{Answer, call, call_with, open},
+    web::{Answer, call, open},
 };
 
 const QUEUE: &str = "/v1/main/queues/mail";
@@ -200,10 +200,8 @@ async fn a_role_reaches_the_queues_whose_names_it_has_and_no_more_than_it_says()
     let place = tempfile::tempdir().expect("a directory");
     let engine = Config { segment_bytes: 1024 * 1024, ..Config::in_dir(place.path()) };
     let guarded = Guarded::start_with(engine, None).await;
-    let at = guarded.node.address();
     let ask = async |token: &str, method: &str, path: &str, body: Option<Value>| {
-        let bearer = format!("Bearer {token}");
-        call_with(at, method, path, &[("Authorization", &bearer)], body).await.status
+        guarded.ask(method, path, token, &body.unwrap_or_default()).await.0
     };
     for queue in ["mail", "other"] {
         assert_eq!(ask(&guarded.admin, "PUT", &format!("/v1/main/queues/{queue}"), Some(json!({}))).await, 200);
