@@ -11,7 +11,7 @@ use coact_core::{
         commit::{Commit, CommitOutcome},
         kv::{Check, LeaseId, Read as KvRead, Txn},
         queue::{Claim, QueueHandle},
-        stream::{Append, Fetched, Offset, Read, StreamHandle},
+        stream::{self, Append, Fetched, Offset, Read, StreamHandle},
     },
     error::Effect,
     name::{Dir, Key, Namespace, Queue, Topic},
@@ -56,10 +56,7 @@ impl Desk {
         let append = Append::try_from(append)?;
         let brought = Brought::of(&append);
         let appended = streams.append(append).await?;
-        if !appended.duplicate {
-            let traffic = self.node.overview().traffic();
-            traffic.note_in(&request.namespace, brought.topic.as_str(), brought.records, brought.bytes);
-        }
+        self.note_in(&request.namespace, &brought, appended);
         Ok(appended.into())
     }
 
@@ -89,12 +86,19 @@ impl Desk {
         let brought: Vec<_> = commit.appends.iter().map(Brought::of).collect();
         let outcome = store.streams()?.commit(commit).await?;
         if let CommitOutcome::Committed(committed) = &outcome {
-            for (brought, _) in brought.iter().zip(&committed.appended).filter(|(_, appended)| !appended.duplicate) {
-                let traffic = self.node.overview().traffic();
-                traffic.note_in(&namespace, brought.topic.as_str(), brought.records, brought.bytes);
+            for (brought, appended) in brought.iter().zip(&committed.appended) {
+                self.note_in(&namespace, brought, *appended);
             }
         }
         Ok(outcome.into())
+    }
+
+    /// Counts what was appended, unless it was there already.
+    fn note_in(&self, namespace: &str, brought: &Brought, appended: stream::Appended) {
+        if !appended.duplicate {
+            let Brought { topic, records, bytes } = brought;
+            self.node.overview().traffic().note_in(namespace, topic.as_str(), *records, *bytes);
+        }
     }
 
     /// Counts what was read.

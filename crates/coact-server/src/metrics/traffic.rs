@@ -15,7 +15,8 @@ pub(crate) struct Traffic(Mutex<Counted>);
 
 #[derive(Debug, Default)]
 struct Counted {
-    topics: BTreeMap<(String, String), Counts>,
+    /// By namespace and name.
+    topics: BTreeMap<String, BTreeMap<String, Counts>>,
     left_out: u64,
 }
 
@@ -46,12 +47,17 @@ impl Traffic {
             return;
         }
         let mut counted = self.0.lock();
-        let name = (namespace.to_owned(), topic.to_owned());
-        if counted.topics.len() >= TOPICS_MAX && !counted.topics.contains_key(&name) {
-            counted.left_out += more.records_in + more.records_out;
-            return;
-        }
-        let counts = counted.topics.entry(name).or_default();
+        let known = counted.topics.get_mut(namespace).and_then(|topics| topics.get_mut(topic));
+        let counts = match known {
+            Some(counts) => counts,
+            None => {
+                if counted.topics.values().map(BTreeMap::len).sum::<usize>() >= TOPICS_MAX {
+                    counted.left_out += more.records_in + more.records_out;
+                    return;
+                }
+                counted.topics.entry(namespace.to_owned()).or_default().entry(topic.to_owned()).or_default()
+            }
+        };
         counts.records_in += more.records_in;
         counts.bytes_in += more.bytes_in;
         counts.records_out += more.records_out;
@@ -60,7 +66,10 @@ impl Traffic {
 
     /// Forgets topics that are none any more.
     pub(super) fn keep(&self, known: &BTreeSet<(String, String)>) {
-        self.0.lock().topics.retain(|name, _| known.contains(name));
+        self.0.lock().topics.retain(|namespace, topics| {
+            topics.retain(|topic, _| known.contains(&(namespace.clone(), topic.clone())));
+            !topics.is_empty()
+        });
     }
 
     pub(super) fn render(&self, page: &mut Page) {
@@ -73,8 +82,10 @@ impl Traffic {
         ];
         for (name, help, value) in families {
             page.head(name, "counter", help);
-            for ((namespace, topic), counts) in &counted.topics {
-                page.line(name, &format!("namespace=\"{namespace}\",topic=\"{topic}\""), value(counts));
+            for (namespace, topics) in &counted.topics {
+                for (topic, counts) in topics {
+                    page.line(name, &format!("namespace=\"{namespace}\",topic=\"{topic}\""), value(counts));
+                }
             }
         }
         let help = "Records in and out of topics beyond the limit, which are counted nowhere else.";

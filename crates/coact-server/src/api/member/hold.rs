@@ -150,18 +150,15 @@ impl Member {
 
     /// Gives up everything, once.
     pub(super) fn end(&self, why: Error) -> Option<Arc<Held>> {
-        let before = {
+        let held = {
             let mut place = self.place.lock();
-            match &*place {
-                Place::Held(_) => std::mem::replace(&mut *place, Place::Over(why)),
-                Place::Over(_) => return None,
-            }
+            let Place::Held(held) = &*place else { return None };
+            let held = held.clone();
+            *place = Place::Over(why);
+            held
         };
         *self.handed.lock() = Handed::default();
-        match before {
-            Place::Held(held) => Some(held),
-            Place::Over(_) => None,
-        }
+        Some(held)
     }
 
     /// Records with about how many bytes each has; waits for the first. The session is kept alive meanwhile.
@@ -309,6 +306,7 @@ impl Drop for Kept<'_> {
         }
     }
 }
+
 impl Handed {
     /// What is to be handed out again now. What is not this member's any more is let go, so that nobody waits for it.
     fn come_back(&mut self, held: &Held, now: Instant) -> Vec<Out> {
