@@ -209,6 +209,17 @@ impl Monitor {
         })
     }
 
+    /// How many members a group has; none if nobody knows it.
+    ///
+    /// # Errors
+    /// `Unavailable` if the engine does not answer.
+    ///
+    /// # Cancel safety
+    /// Safe: reads have no effect.
+    pub async fn member_count(&self, group: &Group) -> Result<usize> {
+        Ok(self.members(group, None).await?.len())
+    }
+
     /// What a topic holds.
     ///
     /// # Errors

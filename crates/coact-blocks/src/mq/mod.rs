@@ -10,6 +10,7 @@ mod partition;
 mod producer;
 mod retry;
 mod run;
+mod seek;
 
 pub use consumer::{Consumer, ConsumerOptions, Delivery, Position, Settling, Start};
 pub use group::{GROUP_NEEDS, TopicPartition};
@@ -22,3 +23,4 @@ pub use retry::{
     ATTEMPTS_HEADER, ERROR_HEADER, ORIGIN_HEADER, Policy, ROUND_HEADER, dead_topic, parked_topic, retry_topic,
 };
 pub use run::{Message, RunOptions};
+pub use seek::{SeekTo, seek};

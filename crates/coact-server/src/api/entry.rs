@@ -85,6 +85,47 @@ pub(super) fn text_or_base64(bytes: &[u8]) -> (Option<String>, Option<String>) {
     }
 }
 
+/// A name and a value.
+#[derive(Deserialize, Serialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Header {
+    name: String,
+    /// If it is text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
+    /// If it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value_base64: Option<String>,
+}
+
+impl Header {
+    pub(super) fn read(self) -> Result<(String, Bytes), Problem> {
+        Ok((self.name, bytes("the value of a header", self.value, self.value_base64)?))
+    }
+
+    pub(super) fn of(name: String, value: &[u8]) -> Self {
+        let (value, value_base64) = text_or_base64(value);
+        Self { name, value, value_base64 }
+    }
+}
+
+/// What is given as text or in base64; nothing at all is empty.
+pub(super) fn bytes(what: &str, text: Option<String>, base64: Option<String>) -> Result<Bytes, Problem> {
+    match (text, base64) {
+        (Some(_), Some(_)) => Err(invalid(format!("{what} is given twice: use text or base64"))),
+        (None, Some(base64)) => from_base64(what, &base64),
+        (text, None) => Ok(text.unwrap_or_default().into()),
+    }
+}
+
+/// A key that is given as text or in base64, or not at all.
+pub(super) fn key_of(text: Option<String>, base64: Option<String>) -> Result<Option<Bytes>, Problem> {
+    if text.is_none() && base64.is_none() {
+        return Ok(None);
+    }
+    bytes("key", text, base64).map(Some)
+}
+
 /// One item of a watch.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -14,6 +14,8 @@ use super::{Api, problem::Problem};
 
 /// How long a client may take to send a body.
 const BODY_TIME: Duration = Duration::from_secs(10);
+/// How long a request may wait.
+const WAIT_MAX_MS: u64 = 60_000;
 
 /// A body in JSON.
 pub(crate) struct Json<T>(pub(crate) T);
@@ -135,6 +137,14 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Condition {
 
 pub(crate) fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, ErrorKind::Invalid, detail)
+}
+
+/// How long a request waits for what is not there yet; not at all by default.
+pub(super) fn wait_of(wait_ms: Option<u64>) -> Result<Duration, Problem> {
+    match wait_ms.unwrap_or(0) {
+        wait_ms @ 0..=WAIT_MAX_MS => Ok(Duration::from_millis(wait_ms)),
+        other => Err(invalid(format!("wait_ms {other} is not allowed: use at most {WAIT_MAX_MS}"))),
+    }
 }
 
 /// Reads a number that the document shows as a signed one of 64 bits.

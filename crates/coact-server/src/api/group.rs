@@ -1,11 +1,10 @@
 //! Groups: how far they came, how far behind they are, where they go on, and what they have put aside.
 
 use axum::{Json as Answer, extract::State, http::StatusCode};
-use bytes::Bytes;
-use coact_blocks::mq::{Committed, GroupLag, GroupMember, Monitor, Parked, ParkedKey, PartitionLag, Sample};
+use coact_blocks::mq::{self, Committed, GroupLag, GroupMember, Monitor, Parked, ParkedKey, PartitionLag, Sample};
 use coact_core::{
     Error, ErrorKind,
-    contract::stream::{GroupOffset, OffsetCommit, StreamHandle},
+    contract::stream::{Seek, StreamHandle},
     name::{Group, Topic},
 };
 use serde::{Deserialize, Serialize};
@@ -13,10 +12,11 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Block, Caller, Store, Verb,
+    entry::key_of,
     extract::{Json, Path, Query, int32, int64, invalid},
-    kv::{NamespacePath, limit},
+    kv::{NamespacePath, PageQuery, limit},
     problem::{self, Problem},
-    record::from_of,
+    record::seek_of,
     topic::{TopicPath, absent},
 };
 
@@ -30,17 +30,6 @@ pub(super) struct GroupPath {
     /// The group.
     #[param(example = "billing", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     pub(super) group: String,
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    /// Start after this group: the last of the page before.
-    after: Option<String>,
-    /// The most groups; 100 by default, at most 1000.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
 }
 
 /// Where a group goes on in a topic.
@@ -254,7 +243,7 @@ impl From<ParkedKey> for ParkedView {
 
 /// List groups, by name.
 #[utoipa::path(
-    get, path = "/v1/{namespace}/groups", operation_id = "mq_groups", tag = "mq", params(NamespacePath, ListQuery),
+    get, path = "/v1/{namespace}/groups", operation_id = "mq_groups", tag = "mq", params(NamespacePath, PageQuery),
     responses(
         (status = 200, description = "A page", body = GroupList),
         (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
@@ -264,7 +253,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     Path(path): Path<NamespacePath>,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<Answer<GroupList>, Problem> {
     let (store, streams) = api.streams(&caller, &path.namespace)?;
     let monitor = Monitor::new(store.kv(), &streams, &coact_core::name::Realm::default());
@@ -331,25 +320,13 @@ pub(super) async fn seek(
     caller.allow(Block::Mq, Verb::Read, &path.namespace, &body.topic)?;
     let desk = Desk::open(&api, caller, &path, Verb::Write)?;
     let topic = Topic::new(&body.topic)?;
-    let to = from_of(body.offset, body.at.as_deref(), body.time_ms)?;
+    let to = seek_of(body.offset, body.at.as_deref(), body.time_ms, Seek::Earliest)?;
     let of = TopicPath { namespace: path.namespace, name: body.topic };
     let count = desk.streams.topic(&topic).await?.ok_or_else(|| absent(&of))?.spec.partitions;
     desk.without_members().await?;
-    let mut offsets = Vec::new();
-    for partition in body.partition.map_or(0..count, |partition| partition..partition.saturating_add(1)) {
-        let end = desk.streams.bounds(&topic, partition).await?.end;
-        let offset = match to {
-            Ok(offset) if offset > end => {
-                return Err(invalid(format!("{topic}/{partition} ends at {end}: a group cannot go on at {offset}")));
-            }
-            Ok(offset) => offset,
-            Err(seek) => desk.streams.seek(&topic, partition, seek).await?,
-        };
-        offsets.push(GroupOffset { topic: topic.clone(), partition, offset, metadata: Bytes::new() });
-    }
+    let partitions = body.partition.map_or(0..=count - 1, |one| one..=one);
+    let offsets = mq::seek(&desk.streams, &desk.group, &topic, partitions, to).await?;
     let partitions = offsets.iter().map(|one| SoughtOne { partition: one.partition, offset: one.offset.0 }).collect();
-    let generation = desk.streams.group(&desk.group).await?.map_or(0, |known| known.generation);
-    desk.streams.commit_offsets(OffsetCommit { group: desk.group, generation, offsets }).await?;
     Ok(Answer(Sought { topic: topic.to_string(), partitions }))
 }
 
@@ -388,13 +365,9 @@ pub(super) async fn redrive(
 ) -> Result<Answer<Redriven>, Problem> {
     let desk = Desk::open(&api, caller, &path, Verb::Admin)?;
     let parked = desk.parked()?;
-    let keys = match (body.topic, body.key, body.key_base64) {
-        (None, None, None) => parked.redrive_all().await?,
-        (Some(topic), Some(key), None) => usize::from(parked.redrive(&Topic::new(&topic)?, key.as_bytes()).await?),
-        (Some(topic), None, Some(base64)) => {
-            let key = super::entry::from_base64("key", &base64)?;
-            usize::from(parked.redrive(&Topic::new(&topic)?, &key).await?)
-        }
+    let keys = match (body.topic, key_of(body.key, body.key_base64)?) {
+        (None, None) => parked.redrive_all().await?,
+        (Some(topic), Some(key)) => usize::from(parked.redrive(&Topic::new(&topic)?, &key).await?),
         _ => return Err(invalid("say which records: a topic and a key of it (text or base64), or nothing for all")),
     };
     Ok(Answer(Redriven { keys: keys as u64 }))
@@ -451,11 +424,7 @@ impl Desk {
     }
 
     async fn without_members(&self) -> Result<(), Problem> {
-        let members = match self.monitor().group(&self.group).await {
-            Ok(lag) => lag.members.len(),
-            Err(error) if error.kind() == ErrorKind::NotFound => 0,
-            Err(error) => return Err(error.into()),
-        };
+        let members = self.monitor().member_count(&self.group).await?;
         if members == 0 {
             return Ok(());
         }

@@ -18,14 +18,13 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
-    entry::{from_base64, text_or_base64},
-    extract::{Json, Path, Query, int32, int64, invalid},
+    entry::{Header, bytes, text_or_base64},
+    extract::{Json, Path, Query, int32, int64, invalid, wait_of},
     kv::limit,
     problem::{self, Problem},
     queue::QueuePath,
 };
 
-const WAIT_MAX_MS: u64 = 60_000;
 /// How long a claim lives if nothing else is said.
 const LEASE_MS: u64 = 30_000;
 
@@ -89,19 +88,6 @@ pub(super) struct JobBody {
     /// Dead if nobody has claimed it by this time, in milliseconds since 1970.
     #[serde(default, deserialize_with = "int64")]
     expires_ms: Option<u64>,
-}
-
-/// A name and a value.
-#[derive(Deserialize, Serialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Header {
-    name: String,
-    /// If it is text.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<String>,
-    /// If it is not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value_base64: Option<String>,
 }
 
 /// Jobs to enqueue, all or none.
@@ -342,16 +328,12 @@ pub(super) async fn claim(
 ) -> Result<Answer<ClaimedJobs>, Problem> {
     // Who claims gets to see the jobs, and takes them from others.
     let (queues, queue) = api.queue(&caller, &path, &[Verb::Read, Verb::Write])?;
-    let wait_ms = body.wait_ms.unwrap_or(0);
-    if wait_ms > WAIT_MAX_MS {
-        return Err(invalid(format!("wait_ms {wait_ms} is not allowed: use at most {WAIT_MAX_MS}")));
-    }
     let claim = Claim {
         queue,
         worker: body.worker,
         limit: limit(Some(body.limit.unwrap_or(1)))?,
         lease: Duration::from_millis(body.lease_ms.unwrap_or(LEASE_MS)),
-        wait: Duration::from_millis(wait_ms),
+        wait: wait_of(body.wait_ms)?,
     };
     let claimed = tokio::select! {
         biased;
@@ -492,17 +474,6 @@ impl JobPath {
     }
 }
 
-impl Header {
-    pub(super) fn read(self) -> Result<(String, Bytes), Problem> {
-        Ok((self.name, bytes("the value of a header", self.value, self.value_base64)?))
-    }
-
-    pub(super) fn of(name: String, value: &[u8]) -> Self {
-        let (value, value_base64) = text_or_base64(value);
-        Self { name, value, value_base64 }
-    }
-}
-
 impl JobBody {
     fn job(self, now_ms: u64) -> Result<NewJob, Problem> {
         let run_at_ms = match (self.run_at_ms, self.delay_ms) {
@@ -595,15 +566,6 @@ impl From<NewJob> for ContentView {
             order_key_base64,
             expires_ms: job.expires_ms,
         }
-    }
-}
-
-/// What is given as text or in base64; nothing at all is empty.
-pub(super) fn bytes(what: &str, text: Option<String>, base64: Option<String>) -> Result<Bytes, Problem> {
-    match (text, base64) {
-        (Some(_), Some(_)) => Err(invalid(format!("{what} is given twice: use text or base64"))),
-        (None, Some(base64)) => from_base64(what, &base64),
-        (text, None) => Ok(text.unwrap_or_default().into()),
     }
 }
 

@@ -42,6 +42,18 @@ pub(super) struct NamespacePath {
     pub(super) namespace: String,
 }
 
+/// A page of names.
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PageQuery {
+    /// Start after this one: the last of the page before.
+    pub(super) after: Option<String>,
+    /// The most of them; 100 by default, at most 1000.
+    #[param(minimum = 1, maximum = 1000)]
+    pub(super) limit: Option<usize>,
+}
+
 /// Where in the namespace.
 #[derive(Deserialize, IntoParams)]
 #[into_params(parameter_in = Query)]

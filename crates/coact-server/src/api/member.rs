@@ -26,12 +26,12 @@ pub(super) use hold::Members;
 
 use super::{
     Api, Block, Caller, Verb,
-    extract::{IdempotencyKey, Json, Path, int64, invalid},
+    extract::{IdempotencyKey, Json, Path, int64, invalid, wait_of},
     group::GroupPath,
     idempotency::digest,
     kv::limit,
     problem::{self, Problem},
-    record::{RecordView, wait_of},
+    record::RecordView,
     session,
     topic::{TopicPath, absent},
 };
@@ -357,6 +357,7 @@ impl SettleOne {
         Err(invalid(format!("delivery {}: delay_ms goes with nack, error with kill", self.delivery)))
     }
 }
+
 fn start_of(text: Option<&str>) -> Result<Start, Problem> {
     match text.unwrap_or("earliest") {
         "earliest" => Ok(Start::Earliest),

@@ -18,10 +18,9 @@ use utoipa::ToSchema;
 
 use super::{
     Api, Caller, Verb,
+    entry::{Header, bytes, key_of},
     extract::{IdempotencyKey, Json, Path, int32, int64, invalid},
-    job::{Header, bytes},
     problem::{self, Problem},
-    record::key_of,
     topic::{TopicPath, absent},
 };
 
@@ -167,10 +166,10 @@ struct Production {
     places: Vec<Place>,
 }
 
-/// Which part of the commit a record is in.
+/// Which part of the commit a record is in. What is appended to a partition is one append.
 #[derive(Clone, Copy)]
 enum Place {
-    Appended { partition: u32, append: usize, index: u64 },
+    Appended { partition: u32, index: u64 },
     Delayed { partition: u32, index: usize },
 }
 
@@ -202,7 +201,7 @@ impl Production {
             return Err(invalid("repeating is not made harmless for delayed records: send them without a name"));
         }
         let mut batches: BTreeMap<u32, Vec<Record>> = BTreeMap::new();
-        let mut placed = Vec::new();
+        let mut places = Vec::new();
         let mut delayed = Vec::new();
         for Asked { record, partition, due_ms } in records {
             let partition = match (partition, &record.key) {
@@ -212,12 +211,12 @@ impl Production {
             };
             match due_ms {
                 Some(due_ms) => {
-                    placed.push((partition, None, delayed.len()));
+                    places.push(Place::Delayed { partition, index: delayed.len() });
                     delayed.push(Delayed { topic: topic.clone(), partition, record, due_ms });
                 }
                 None => {
                     let batch = batches.entry(partition).or_default();
-                    placed.push((partition, Some(()), batch.len()));
+                    places.push(Place::Appended { partition, index: batch.len() as u64 });
                     batch.push(record);
                 }
             }
@@ -225,15 +224,6 @@ impl Production {
         if is_batch && batches.len() > 1 {
             return Err(invalid("the records of a producer's batch must go to one partition"));
         }
-        let order: Vec<u32> = batches.keys().copied().collect();
-        let places = placed.into_iter().map(|(partition, appended, index)| match appended {
-            Some(()) => {
-                let append = order.iter().position(|known| *known == partition).unwrap_or_default();
-                Place::Appended { partition, append, index: index as u64 }
-            }
-            None => Place::Delayed { partition, index },
-        });
-        let places = places.collect();
         let append = |(partition, records): (u32, Vec<Record>)| Append {
             topic: topic.clone(),
             partition,
@@ -246,6 +236,7 @@ impl Production {
     }
 
     async fn run(self, streams: &StreamHandle) -> Result<ProducedAll, Problem> {
+        let partitions: Vec<u32> = self.commit.appends.iter().map(|append| append.partition).collect();
         let Committed { appended, delayed, .. } = match streams.commit(self.commit).await? {
             CommitOutcome::Committed(committed) => committed,
             CommitOutcome::Refused { .. } => {
@@ -253,16 +244,17 @@ impl Production {
             }
         };
         let duplicate = appended.iter().any(|appended| appended.duplicate);
+        let appended = partitions.into_iter().zip(appended).collect();
         let records = self.places.into_iter().map(|place| place.answer(&appended, &delayed)).collect();
         Ok(ProducedAll { records, duplicate })
     }
 }
 
 impl Place {
-    fn answer(self, appended: &[Appended], delayed: &[DelayId]) -> Produced {
+    fn answer(self, appended: &BTreeMap<u32, Appended>, delayed: &[DelayId]) -> Produced {
         match self {
-            Self::Appended { partition, append, index } => {
-                let appended = appended.get(append);
+            Self::Appended { partition, index } => {
+                let appended = appended.get(&partition);
                 Produced {
                     partition,
                     offset: appended.map(|appended| appended.first.0 + index),

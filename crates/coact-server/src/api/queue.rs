@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Api, Caller, Verb,
     extract::{Json, Path, Query, int32, int64, invalid},
-    kv::{NamespacePath, limit},
+    kv::{NamespacePath, PageQuery, limit},
     problem::{self, Problem},
 };
 
@@ -27,17 +27,6 @@ pub(super) struct QueuePath {
     /// The queue.
     #[param(example = "mail", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     pub(super) name: String,
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    /// Start after this queue: the last of the page before.
-    after: Option<String>,
-    /// The most queues; 100 by default, at most 1000.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
 }
 
 /// How a queue treats jobs.
@@ -138,7 +127,7 @@ impl From<QueueStats> for StatsView {
 
 /// List queues, by name.
 #[utoipa::path(
-    get, path = "/v1/{namespace}/queues", operation_id = "queue_list", tag = "queue", params(NamespacePath, ListQuery),
+    get, path = "/v1/{namespace}/queues", operation_id = "queue_list", tag = "queue", params(NamespacePath, PageQuery),
     responses(
         (status = 200, description = "A page", body = QueueList),
         (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
@@ -148,7 +137,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     Path(path): Path<NamespacePath>,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<Answer<QueueList>, Problem> {
     let queues = api.queues(&caller, &path.namespace)?;
     let found = queues.queues(query.after.as_deref().unwrap_or_default(), limit(query.limit)?).await?;

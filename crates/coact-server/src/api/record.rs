@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Json as Answer, extract::State};
 use bytes::Bytes;
-use coact_blocks::mq::partition_of;
+use coact_blocks::mq::{SeekTo, partition_of};
 use coact_core::{
     contract::stream::{Offset, Read, Record, Seek, StoredRecord, StreamHandle},
     name::Topic,
@@ -14,15 +14,13 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Api, Caller, Verb,
-    entry::{from_base64, text_or_base64},
-    extract::{Path, Query, int32, int64, invalid},
-    job::Header,
+    entry::{Header, key_of, text_or_base64},
+    extract::{Path, Query, int32, int64, invalid, wait_of},
     kv::limit,
     problem::{self, Problem},
     topic::{TopicPath, absent},
 };
 
-const WAIT_MAX_MS: u64 = 60_000;
 /// How much one answer looks through for a key.
 const SCAN_BYTES: usize = 16 * 1024 * 1024;
 /// About how much is read at once, and how much one answer holds.
@@ -99,15 +97,6 @@ pub(super) struct PeekQuery {
     wait_ms: Option<u64>,
 }
 
-pub(super) fn key_of(text: Option<String>, base64: Option<String>) -> Result<Option<Bytes>, Problem> {
-    match (text, base64) {
-        (Some(_), Some(_)) => Err(invalid("key is given twice: use text or base64")),
-        (Some(text), None) => Ok(Some(text.into())),
-        (None, Some(base64)) => from_base64("key", &base64).map(Some),
-        (None, None) => Ok(None),
-    }
-}
-
 /// Look at the records of a partition, without taking them from anybody. Of a key, an answer looks through a part of the
 /// partition: go on from `next` until it is `end`.
 #[utoipa::path(
@@ -134,10 +123,8 @@ pub(super) async fn peek(
         }
         (None, None) => 0,
     };
-    let from = match from_of(query.offset, query.at.as_deref(), query.time_ms)? {
-        Ok(offset) => offset,
-        Err(seek) => streams.seek(&topic, partition, seek).await?,
-    };
+    let from = seek_of(query.offset, query.at.as_deref(), query.time_ms, Seek::Earliest)?;
+    let from = from.offset(&streams, &topic, partition).await?;
     let look = Look { streams, topic, partition, key, limit };
     let records = tokio::select! {
         records = look.run(from, wait) => records?,
@@ -148,26 +135,21 @@ pub(super) async fn peek(
     Ok(Answer(records))
 }
 
-/// An offset, or where the engine finds one.
-pub(super) fn from_of(
+/// Where a request says that it goes on.
+pub(super) fn seek_of(
     offset: Option<u64>,
     at: Option<&str>,
     time_ms: Option<u64>,
-) -> Result<Result<Offset, Seek>, Problem> {
+    default: Seek,
+) -> Result<SeekTo, Problem> {
     match (offset, at, time_ms) {
-        (Some(offset), None, None) => Ok(Ok(Offset(offset))),
-        (None, None, Some(time_ms)) => Ok(Err(Seek::Time(time_ms))),
-        (None, None | Some("earliest"), None) => Ok(Err(Seek::Earliest)),
-        (None, Some("latest"), None) => Ok(Err(Seek::Latest)),
+        (None, None, None) => Ok(SeekTo::Found(default)),
+        (Some(offset), None, None) => Ok(SeekTo::Offset(Offset(offset))),
+        (None, None, Some(time_ms)) => Ok(SeekTo::Found(Seek::Time(time_ms))),
+        (None, Some("earliest"), None) => Ok(SeekTo::Found(Seek::Earliest)),
+        (None, Some("latest"), None) => Ok(SeekTo::Found(Seek::Latest)),
         (None, Some(other), None) => Err(invalid(format!("at {other:?} is not known: choose from earliest, latest"))),
         _ => Err(invalid("offset, at and time_ms exclude each other")),
-    }
-}
-
-pub(super) fn wait_of(wait_ms: Option<u64>) -> Result<Duration, Problem> {
-    match wait_ms.unwrap_or(0) {
-        wait_ms @ 0..=WAIT_MAX_MS => Ok(Duration::from_millis(wait_ms)),
-        other => Err(invalid(format!("wait_ms {other} is not allowed: use at most {WAIT_MAX_MS}"))),
     }
 }
 

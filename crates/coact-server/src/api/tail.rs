@@ -11,6 +11,7 @@ use axum::{
         sse::{Event, KeepAlive},
     },
 };
+use coact_blocks::mq::SeekTo;
 use coact_core::{
     contract::stream::{Offset, Read, Seek, StoredRecord, StreamHandle},
     name::Topic,
@@ -23,7 +24,7 @@ use super::{
     Api, Caller, KEEP_ALIVE, Verb,
     extract::{Path, Query, int32, int64, invalid},
     problem::{self, Problem},
-    record::{PAGE_BYTES, RecordView, from_of},
+    record::{PAGE_BYTES, RecordView, seek_of},
     topic::{TopicPath, absent},
 };
 
@@ -103,11 +104,7 @@ pub(super) async fn stream(
         Some(id) => Some(Positions::read(id.to_str().unwrap_or_default())?),
         None => None,
     };
-    let begin = from_of(
-        query.offset,
-        Some(query.at.as_deref().unwrap_or("latest")).filter(|_| is_here(&query)),
-        query.time_ms,
-    )?;
+    let begin = seek_of(query.offset, query.at.as_deref(), query.time_ms, Seek::Latest)?;
     let mut positions = Positions::default();
     for partition in followed {
         let offset = match (&known, begin) {
@@ -116,8 +113,8 @@ pub(super) async fn stream(
                 None => streams.seek(&topic, partition, Seek::Earliest).await?,
             },
             // Also when the offset is known: a partition that is none should be said now.
-            (None, Ok(offset)) => streams.bounds(&topic, partition).await.map(|_| offset)?,
-            (None, Err(seek)) => streams.seek(&topic, partition, seek).await?,
+            (None, SeekTo::Offset(offset)) => streams.bounds(&topic, partition).await.map(|_| offset)?,
+            (None, SeekTo::Found(seek)) => streams.seek(&topic, partition, seek).await?,
         };
         positions.0.insert(partition, offset.0);
     }
@@ -127,11 +124,6 @@ pub(super) async fn stream(
     };
     let events = events(streams, topic, positions, note).take_until(api.until_cut(caller));
     Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
-}
-
-/// Whether the query says where by a word, or not at all.
-fn is_here(query: &TailQuery) -> bool {
-    query.at.is_some() || query.offset.is_none() && query.time_ms.is_none()
 }
 
 /// Where a stream is: the next offset of each partition.

@@ -14,7 +14,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::{
     Api, Caller, Verb,
     extract::{Json, Path, Query, int32, int64},
-    kv::{NamespacePath, limit},
+    kv::{NamespacePath, PageQuery, limit},
     problem::{self, Problem},
     queue::Made,
 };
@@ -29,17 +29,6 @@ pub(super) struct TopicPath {
     /// The topic.
     #[param(example = "orders", pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
     pub(super) name: String,
-}
-
-#[derive(Deserialize, IntoParams)]
-#[into_params(parameter_in = Query)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ListQuery {
-    /// Start after this topic: the last of the page before.
-    after: Option<String>,
-    /// The most topics; 100 by default, at most 1000.
-    #[param(minimum = 1, maximum = 1000)]
-    limit: Option<usize>,
 }
 
 /// How a topic is laid out, and what it keeps.
@@ -141,7 +130,7 @@ impl BoundsView {
 
 /// List topics, by name.
 #[utoipa::path(
-    get, path = "/v1/{namespace}/topics", operation_id = "mq_topics", tag = "mq", params(NamespacePath, ListQuery),
+    get, path = "/v1/{namespace}/topics", operation_id = "mq_topics", tag = "mq", params(NamespacePath, PageQuery),
     responses(
         (status = 200, description = "A page", body = TopicList),
         (status = "default", description = "What went wrong", body = problem::Body, content_type = "application/problem+json"),
@@ -151,7 +140,7 @@ pub(super) async fn list(
     State(api): State<Api>,
     caller: Caller,
     Path(path): Path<NamespacePath>,
-    Query(query): Query<ListQuery>,
+    Query(query): Query<PageQuery>,
 ) -> Result<Answer<TopicList>, Problem> {
     let (_, streams) = api.streams(&caller, &path.namespace)?;
     let found = streams.topics(query.after.as_deref().unwrap_or_default(), limit(query.limit)?).await?;

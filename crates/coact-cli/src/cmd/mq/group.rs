@@ -3,8 +3,7 @@
 use clap::{Args, Subcommand};
 use coact::{
     Error, ErrorKind, Realm, Result, Store, Topic,
-    contract::stream::{GroupOffset, OffsetCommit},
-    mq::{Committed, GroupLag, Monitor, PartitionLag},
+    mq::{self, Committed, GroupLag, Monitor, PartitionLag},
 };
 use serde_json::{Value, json};
 
@@ -155,7 +154,7 @@ fn absent(name: &coact::Group) -> Exit {
 }
 
 async fn without_members(store: &Store, realm: &Realm, group: &coact::Group) -> Result<()> {
-    match found(&monitor(store, realm)?, group).await?.map_or(0, |lag| lag.members.len()) {
+    match monitor(store, realm)?.member_count(group).await? {
         0 => Ok(()),
         count => Err(Error::new(
             ErrorKind::Conflict,
@@ -173,19 +172,8 @@ impl Seek {
         if !self.force {
             without_members(&store, &self.target.realm()?, &group).await?;
         }
-        let mut offsets = Vec::new();
-        for partition in chosen(self.partition, &info) {
-            let offset = self.to.offset(streams, &topic, partition).await?;
-            let end = streams.bounds(&topic, partition).await?.end;
-            if offset > end {
-                let message = format!("{topic}/{partition} ends at {end}: a group cannot go on at {offset}");
-                return Err(Error::invalid(message));
-            }
-            offsets.push(GroupOffset { topic: topic.clone(), partition, offset, metadata: bytes::Bytes::new() });
-        }
-        let generation = streams.group(&group).await?.map_or(0, |known| known.generation);
-        let commit = OffsetCommit { group: group.clone(), generation, offsets: offsets.clone() };
-        streams.commit_offsets(commit).await?;
+        let to = self.to.seek_to(streams);
+        let offsets = mq::seek(streams, &group, &topic, chosen(self.partition, &info), to).await?;
         store.close().await?;
         let mut out = self.target.output();
         for one in offsets {

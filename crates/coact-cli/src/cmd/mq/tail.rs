@@ -6,6 +6,7 @@ use clap::Args;
 use coact::{
     Result, StreamHandle, Topic,
     contract::stream::{Fetched, Offset, Read, Seek, StoredRecord},
+    mq::SeekTo,
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 
@@ -65,17 +66,16 @@ impl From {
         })
     }
 
-    /// The offset in one partition.
-    pub(super) async fn offset(self, streams: &StreamHandle, topic: &Topic, partition: u32) -> Result<Offset> {
+    /// The same, as seen now.
+    pub(super) fn seek_to(self, streams: &StreamHandle) -> SeekTo {
         let ago = |age| streams.env().wall_ms().saturating_sub(millis(age));
-        let seek = match self {
-            Self::Offset(offset) => return Ok(Offset(offset)),
+        SeekTo::Found(match self {
+            Self::Offset(offset) => return SeekTo::Offset(Offset(offset)),
             Self::Earliest => Seek::Earliest,
             Self::Latest => Seek::Latest,
             Self::Time(time_ms) => Seek::Time(time_ms),
             Self::Ago(age) => Seek::Time(ago(age)),
-        };
-        streams.seek(topic, partition, seek).await
+        })
     }
 }
 
@@ -85,7 +85,7 @@ impl Tail {
         let store = self.lines.target().open_store().await?;
         let streams = store.streams()?;
         let info = topic_of(streams, &topic).await?;
-        let from = self.from.unwrap_or(if self.follow { From::Latest } else { From::Earliest });
+        let from = self.from.unwrap_or(if self.follow { From::Latest } else { From::Earliest }).seek_to(streams);
         let mut sources = Vec::new();
         for partition in chosen(self.partition, &info) {
             let end = streams.bounds(&topic, partition).await?.end;
