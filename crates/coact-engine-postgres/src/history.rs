@@ -77,6 +77,8 @@ pub(crate) struct Batch {
     pub(crate) head: i64,
     /// Up to where history is forgotten.
     pub(crate) compacted: i64,
+    /// Which of the server's timelines this is: each failover begins another. `None` from a server that takes no writes.
+    pub(crate) timeline: Option<String>,
     /// All changes up to here are among the rows.
     pub(crate) reached: Place,
     /// There are more.
@@ -89,7 +91,8 @@ pub(crate) async fn read(connections: &Connections, realm: &Realm, dirs: &[Strin
     let schema = &config.schema;
     // One statement, so that what it says of the realm and of its history belongs together.
     let sql = format!(
-        "SELECT r.revision AS head, r.compacted, c.* FROM (SELECT
+        "SELECT r.revision AS head, r.compacted, CASE WHEN NOT pg_is_in_recovery()
+            THEN left(pg_walfile_name(pg_current_wal_lsn()), 8) END AS timeline, c.* FROM (SELECT
             coalesce(max(revision), 0) AS revision, coalesce(max(compacted), 0) AS compacted
             FROM {schema}.realm WHERE namespace = $1 AND realm = $2) r
         LEFT JOIN LATERAL (
@@ -114,12 +117,12 @@ pub(crate) async fn read(connections: &Connections, realm: &Realm, dirs: &[Strin
         )
         .await?;
     let first = rows.first().ok_or_else(|| malformed(config, "a question for history"))?;
-    let (head, compacted) = (first.get("head"), first.get("compacted"));
+    let (head, compacted, timeline) = (first.get("head"), first.get("compacted"), first.get("timeline"));
     let rows: Vec<_> = rows.iter().filter_map(row).collect();
     let more = i64::try_from(rows.len()).is_ok_and(|count| count >= ROWS);
     let end = Place { revision: i64::saturating_add(head, 1), dir: String::new(), name: String::new() };
     let reached = rows.last().filter(|_| more).map_or(end, Row::place);
-    Ok(Batch { rows, head, compacted, reached, more })
+    Ok(Batch { rows, head, compacted, timeline, reached, more })
 }
 
 /// `None` for the row that stands for no change.

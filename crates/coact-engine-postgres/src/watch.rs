@@ -4,8 +4,8 @@
 //! realm's watchers stands. What makes this free of gaps and of repetitions is the [`Place`] of each watcher and that
 //! revisions are given under the lock of the realm's row: nothing can appear before what was read already. Without hints
 //! the task looks now and then, so a lost one costs time only. A consumer that is slower than its queue is passed by and
-//! goes on from its place. What cannot be continued (forgotten history, a store that went back in time) starts over from
-//! now and says [`Change::Resync`].
+//! goes on from its place. What cannot be continued (forgotten history, a store that went back in time, another server that
+//! took over) starts over from now and says [`Change::Resync`].
 
 use std::{
     collections::{HashMap, HashSet},
@@ -43,6 +43,9 @@ struct Watcher {
     sink: Sink,
     /// `None`: from now, which is not known yet.
     place: Option<Place>,
+    /// The timeline that the place is on, once it was read. Revisions of another one may stand for other changes: the server
+    /// that is replaced shows what it never got confirmed, under numbers that are given anew.
+    timeline: Option<String>,
     /// Who waits for the watch to be in place.
     ready: Option<oneshot::Sender<Result<()>>>,
     /// When the consumer last learned how far it got.
@@ -127,6 +130,7 @@ impl Watches {
             name: name.map(str::to_owned),
             sink,
             place,
+            timeline: None,
             ready: Some(ready),
             told: self.connections.env.now(),
         };
@@ -323,6 +327,7 @@ impl Task {
     /// Gives a new watcher its place, and one that cannot go on from its place another.
     fn begin(&mut self, id: u64, batch: &Batch) {
         let Some(watcher) = self.watchers.get_mut(&id) else { return };
+        let has_forked = watcher.timeline.is_some() && batch.timeline.is_some() && watcher.timeline != batch.timeline;
         let why = match &watcher.place {
             None => None,
             Some(place) if place.is_forgotten(batch.compacted) => {
@@ -331,7 +336,11 @@ impl Task {
             Some(place) if place.is_ahead_of(batch.head) => {
                 Some(format!("the store went back to revision {}", batch.head))
             }
-            Some(_) => return,
+            Some(_) if has_forked => Some("another server has taken over".to_owned()),
+            Some(_) => {
+                watcher.timeline = watcher.timeline.take().or_else(|| batch.timeline.clone());
+                return;
+            }
         };
         let at = unsigned(batch.head);
         match &watcher.sink {
@@ -348,6 +357,7 @@ impl Task {
             }
         }
         watcher.place = Some(Place::after(at));
+        watcher.timeline.clone_from(&batch.timeline);
     }
 
     fn deliver(&mut self, id: u64, realm: &Realm, row: &Row) {

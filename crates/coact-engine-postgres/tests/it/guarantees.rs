@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use coact_core::{
     ErrorKind,
+    contract::kv::{Change, Scope},
     guarantees::{Durability, Failover, Fence, Increment, OnPartition, WakeUp, WatchFrom},
 };
 
-use crate::server::{key, kv, open, start, until};
+use crate::server::{dir, key, kv, next, open, start, until};
 
 #[tokio::test]
 async fn a_server_with_its_defaults_declares_what_it_is() {
@@ -73,4 +74,34 @@ async fn a_replica_is_refused_or_passed_over_and_declared() {
         .await;
     let declared = *open(&both).await.expect("it opens").guarantees();
     assert_eq!((declared.failover, declared.fence), (Failover::KeepsWrites, Fence::Strong));
+}
+
+#[tokio::test]
+async fn a_watch_says_that_another_server_took_over_though_the_revisions_go_on() {
+    let server = start(&[]).await;
+    let replica = server.replica(&[]).await.expect("a replica");
+    let both = server.url("main").replace("@127.0.0.1", &format!("@127.0.0.1:{},127.0.0.1", replica.port));
+    let kv = open(&both).await.expect("the primary is found");
+    let mut feed = kv.watch(Scope::Dir(dir("a")), None).await.expect("it watches");
+    kv.put(&key("a/kept"), "1", None).await.expect("commits");
+    let Change::Put(kept) = next(&mut feed).await else { panic!("a put") };
+    let copied = || replica.sql("SELECT max(revision) FROM coact.realm").unwrap_or_default();
+    until("the replica has it", async || copied() == kept.modified.to_string()).await;
+
+    // The replica hears nothing more; what the watch is shown from here on is lost.
+    replica.sql("ALTER SYSTEM SET primary_conninfo = ''").expect("runs");
+    replica.sql("SELECT pg_reload_conf()").expect("runs");
+    let hears = || replica.sql("SELECT count(*) FROM pg_stat_wal_receiver").expect("runs");
+    until("the replica is alone", async || hears() == "0").await;
+    let lost = kv.put(&key("a/lost"), "1", None).await.expect("commits");
+    assert!(matches!(next(&mut feed).await, Change::Put(entry) if entry.modified == lost));
+    // The replica takes over and goes on before the watch can know.
+    replica.sql("SELECT pg_promote()").expect("runs");
+    let new = open(&server.url_at(replica.port, "main")).await.expect("it takes writes");
+    let other = new.put(&key("a/other"), "1", None).await.expect("commits");
+    assert_eq!(other, lost, "another change has the number of the one that is lost");
+    new.put(&key("a/later"), "1", None).await.expect("commits");
+    drop(server);
+    let said = next(&mut feed).await;
+    assert!(matches!(&said, Change::Resync { why, .. } if why == "another server has taken over"), "{said:?}");
 }
