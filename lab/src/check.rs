@@ -387,9 +387,11 @@ fn ghosts(seen: &Seen, recovered_ms: Option<u64>) -> (usize, Vec<String>) {
     let linger = TTL.as_nanos() as u64 + SWEEP + without_leader + seen.lease_delay;
     let end = fault.stopped;
     let mut violations = lives.check(Bounds { linger, settle: u64::MAX / 2, end });
-    // A request to a server that is gone takes as long to fail as half a lease lives.
-    if fault.struck.is_some() && !fault.clock {
-        lives.excuse(None, fault.from, fault.to + SETTLE);
+    if fault.struck.is_some() {
+        // A request to a server that is gone takes as long to fail as half a lease lives. A store that counts leases by its
+        // wall clock ends them all when that goes forward, and everybody registers anew.
+        let from = if fault.clock { fault.to } else { fault.from };
+        lives.excuse(None, from, fault.to + SETTLE);
     }
     violations.extend(lives.check(Bounds { linger: u64::MAX / 2, settle: SETTLE, end }));
     (lives.views(), violations)
