@@ -77,7 +77,7 @@ enum Command {
     Top(cmd::top::Top),
     /// What engines promise, and which blocks that is enough for.
     Guarantees(cmd::guarantees::Guarantees),
-    /// See it work: four worker processes over a real file, one of them and the node killed in the middle.
+    /// See it work: processes over real files, some of them and the node killed in the middle, a proof at the end.
     Tour(cmd::tour::Tour),
     /// What a kind of error means and what to do about it.
     Explain(cmd::explain::Explain),
@@ -88,7 +88,10 @@ enum Command {
     },
     /// One worker of the tour.
     #[command(hide = true)]
-    TourWorker(cmd::tour::worker::TourWorker),
+    TourWorker(cmd::tour::TourWorker),
+    /// One consumer of the tour.
+    #[command(hide = true)]
+    TourConsumer(cmd::tour::TourConsumer),
 }
 
 /// Where the data is and how it is shown.
@@ -195,6 +198,7 @@ async fn run(command: Command) -> Result<Exit> {
             Ok(Exit::SUCCESS)
         }
         Command::TourWorker(worker) => worker.run().await,
+        Command::TourConsumer(consumer) => consumer.run().await,
     }
 }
 

@@ -10,7 +10,7 @@ use coact::{
 use serde_json::{Value, json};
 
 use super::{age, group, topic_of, topics};
-use crate::{Target, exit::Exit, output};
+use crate::{Target, cmd::bytes, exit::Exit, output};
 
 /// Arguments of `coact mq create`.
 #[derive(Debug, Args)]
@@ -226,41 +226,9 @@ fn bound<T: Clone + Send + Sync + 'static>(
     move |text| if text == "none" { Ok(Bound::None) } else { read(text).map(Bound::At) }
 }
 
-/// Reads a number of bytes: 4096, 500MB, 1GiB.
-fn bytes(text: &str) -> Result<u64, String> {
-    let cut = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let unit: Option<u64> = match &text[cut..] {
-        "" | "B" => Some(1),
-        "kB" | "KB" => Some(1_000),
-        "MB" => Some(1_000_000),
-        "GB" => Some(1_000_000_000),
-        "TB" => Some(1_000_000_000_000),
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        "TiB" => Some(1 << 40),
-        _ => None,
-    };
-    let number = text[..cut].parse::<u64>().ok();
-    number
-        .zip(unit)
-        .and_then(|(number, unit)| number.checked_mul(unit))
-        .ok_or_else(|| "use a number of bytes, with or without a unit: 4096, 500MB, 1GiB".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn bytes_have_units_of_ten_and_of_two() {
-        for (text, number) in [("0", 0), ("12", 12), ("12B", 12), ("3MB", 3_000_000), ("2GiB", 2 << 30)] {
-            assert_eq!(bytes(text), Ok(number), "{text}");
-        }
-        for wrong in ["", "MB", "1.5GiB", "-1", "1gb", "99999999999TiB"] {
-            assert!(bytes(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn what_is_not_said_stays() {

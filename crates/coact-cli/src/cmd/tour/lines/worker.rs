@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
 use coact::{
-    Effect, Env, Error, ErrorKind, Key, Realm, Result, Retry, Session, SessionOptions, id,
+    Env, Error, ErrorKind, Key, Realm, Result, Session, SessionOptions, id,
     kv::{Check, Txn, TxnOutcome, Write},
     lock,
 };
@@ -13,7 +13,7 @@ use super::{
     proof::{RESULTS, Stamp},
     read_lines,
 };
-use crate::{exit::Exit, output::write_line};
+use crate::{cmd::tour::passing, exit::Exit, output::write_line};
 
 /// How long the others wait for a worker that was killed while it held the lock.
 const LEASE: Duration = Duration::from_secs(2);
@@ -111,11 +111,4 @@ impl TourWorker {
             }
         }
     }
-}
-
-/// Whether starting over can help: the node was away, or the lease ended meanwhile.
-fn passing(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::Fenced | ErrorKind::Closed)
-        || error.effect() == Effect::Unknown
-        || matches!(error.retry(), Retry::After(_))
 }

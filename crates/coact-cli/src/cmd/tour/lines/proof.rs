@@ -3,10 +3,12 @@
 use std::{collections::HashSet, io::Write as _, path::Path};
 
 use coact::{
-    Dir, Error, ErrorKind, KvHandle, Realm, Result,
+    Dir, Error, KvHandle, Realm, Result,
     kv::{Entry, Order},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::cmd::tour::disproved;
 
 /// What a worker writes before the line, as one line of JSON.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,7 +45,7 @@ impl Proof {
 pub(super) async fn prove(kv: &KvHandle, lines: &[Vec<u8>], result: &Path) -> Result<Proof> {
     let entries = read_all(kv).await?;
     if entries.len() != lines.len() {
-        return Err(wrong(format!("{} lines came out of {} that went in", entries.len(), lines.len())));
+        return Err(disproved(format!("{} lines came out of {} that went in", entries.len(), lines.len())));
     }
     let mut file =
         std::fs::File::create(result).map(std::io::BufWriter::new).map_err(|error| cannot_write(result, error))?;
@@ -53,10 +55,10 @@ pub(super) async fn prove(kv: &KvHandle, lines: &[Vec<u8>], result: &Path) -> Re
     for (index, (entry, line)) in entries.iter().zip(lines).enumerate() {
         let (stamp, text) = split(entry)?;
         if stamp.line != index || text != line {
-            return Err(wrong(format!("line {index} does not hold what the file has there")));
+            return Err(disproved(format!("line {index} does not hold what the file has there")));
         }
         if tokens.last().is_some_and(|last| stamp.token <= *last) {
-            return Err(wrong(format!("line {index} has token {} after {:?}", stamp.token, tokens.last())));
+            return Err(disproved(format!("line {index} has token {} after {:?}", stamp.token, tokens.last())));
         }
         tokens.push(stamp.token);
         per_worker.resize(per_worker.len().max(stamp.worker as usize + 1), 0);
@@ -64,7 +66,7 @@ pub(super) async fn prove(kv: &KvHandle, lines: &[Vec<u8>], result: &Path) -> Re
         let row = serde_json::json!({ "line": index, "id": stamp.id, "token": stamp.token, "worker": stamp.worker, "text": String::from_utf8_lossy(text) });
         writeln!(file, "{row}").map_err(|error| cannot_write(result, error))?;
         if !ids.insert(stamp.id) {
-            return Err(wrong(format!("line {index} has an id that another line has")));
+            return Err(disproved(format!("line {index} has an id that another line has")));
         }
     }
     file.flush().map_err(|error| cannot_write(result, error))?;
@@ -86,14 +88,10 @@ async fn read_all(kv: &KvHandle) -> Result<Vec<Entry>> {
 }
 
 fn split(entry: &Entry) -> Result<(Stamp, &[u8])> {
-    let unreadable = || wrong(format!("entry {} has no readable stamp", entry.key));
+    let unreadable = || disproved(format!("entry {} has no readable stamp", entry.key));
     let cut = entry.value.iter().position(|byte| *byte == b'\n').ok_or_else(unreadable)?;
     let stamp = serde_json::from_slice(&entry.value[..cut]).map_err(|_| unreadable())?;
     Ok((stamp, &entry.value[cut + 1..]))
-}
-
-fn wrong(what: String) -> Error {
-    Error::new(ErrorKind::Internal, format!("the proof failed: {what}"))
 }
 
 fn cannot_write(path: &Path, error: std::io::Error) -> Error {
