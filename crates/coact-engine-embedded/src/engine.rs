@@ -21,6 +21,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use crate::{
     body::Bodies,
     claims::Unclaimed,
+    compaction,
     flat::{FlatError, FlatResult, KeyRange, LeaseStatus, RangeRequest, RangeResponse, TxnRequest, TxnResponse},
     frame::{BatchEncoder, decode_batch},
     handover,
@@ -238,6 +239,7 @@ impl Engine {
             next_due: Mutex::default(),
             next_delay: Mutex::default(),
             delay_added: Notify::new(),
+            compaction_due: Notify::new(),
             bodies: messages.bodies.clone(),
             shown: messages.shown.clone(),
             unclaimed: Arc::default(),
@@ -259,6 +261,7 @@ impl Engine {
         }
         env.spawn(tick(shared.clone(), requests.downgrade()));
         env.spawn(handover::run(shared.clone(), requests.downgrade()));
+        env.spawn(compaction::run(shared.clone(), requests.downgrade()));
         Ok(Self { shared, requests, room: Arc::new(Semaphore::new(ON_THEIR_WAY_KIB)) })
     }
 

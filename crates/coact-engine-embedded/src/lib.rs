@@ -15,6 +15,7 @@
 mod body;
 mod claims;
 mod commit;
+mod compaction;
 mod engine;
 pub mod flat;
 mod frame;

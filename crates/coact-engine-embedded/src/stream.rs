@@ -41,7 +41,7 @@ pub(crate) fn guarantees(durability: Durability) -> StreamGuarantees {
         dedup: Some(DEDUP),
         dense_offsets: true,
         delay_precision: Duration::from_millis(1),
-        compaction: false,
+        compaction: true,
         limits: StreamLimits::PORTABLE,
     }
 }

@@ -58,6 +58,8 @@ pub(crate) struct Shared {
     pub(crate) next_delay: Mutex<Option<u64>>,
     /// Wakes whoever hands over when a delayed record may be due earlier than it thinks.
     pub(crate) delay_added: Notify,
+    /// Wakes whoever compacts, now and then while there are topics for it.
+    pub(crate) compaction_due: Notify,
     pub(crate) bodies: Arc<Bodies>,
     pub(crate) shown: Arc<Shown>,
     pub(crate) unclaimed: Arc<Unclaimed>,
@@ -82,6 +84,7 @@ impl Shared {
             *stopped = Some(error);
             self.shown.wake_all();
             self.delay_added.notify_one();
+            self.compaction_due.notify_one();
         }
     }
 }
@@ -305,6 +308,9 @@ impl Writer {
             return;
         }
         self.retained = now;
+        if self.messages.compacts() {
+            self.shared.compaction_due.notify_one();
+        }
         let trims = self.messages.expired(time_ms);
         if !trims.is_empty() {
             self.work(state, now, time_ms, |work| {

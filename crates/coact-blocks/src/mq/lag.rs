@@ -91,8 +91,8 @@ pub struct PartitionLag {
     pub committed: Committed,
     /// What the partition holds.
     pub bounds: Bounds,
-    /// How many records are not done: exact but for those that are done out of order. `None` if the engine's offsets have
-    /// gaps and there are some.
+    /// How many records are not done: exact but for those that are done out of order; the most that there can be where a
+    /// topic is compacted. `None` if the engine's offsets have gaps and there are some.
     pub messages: Option<u64>,
     /// How old the first record is that is not done, in milliseconds; `None` if there is none.
     pub age_ms: Option<u64>,
@@ -281,7 +281,9 @@ impl Monitor {
         let messages = match first {
             // Offsets may have gaps: only a record that is there counts.
             None => Some(0),
-            Some(_) if self.streams.guarantees().dense_offsets => Some(bounds.end.0 - from.0),
+            Some(_) if self.streams.guarantees().dense_offsets => {
+                Some((bounds.end.0 - from.0).min(bounds.records.unwrap_or(u64::MAX)))
+            }
             Some(_) => None,
         };
         let age_ms = first.map(|time_ms| self.streams.env().wall_ms().saturating_sub(time_ms));

@@ -40,6 +40,8 @@ pub enum PlantedBug {
     FireDelayTwice,
     /// The embedded engine takes commits of any generation.
     AnyGeneration,
+    /// The embedded engine now and then lets the newest record of a key go.
+    CompactNewest,
 }
 
 /// What an environment is made of; implemented by [`Env::real`] and by the simulator.

@@ -8,6 +8,7 @@
 //!   0x34 group committed   group, generation, topic, partition, offset, metadata
 //!   0x35 group fenced      group, generation
 //!   0x36 group deleted     group
+//!   0x37 compacted         topic, partition, first, count, span, time ms, body   (a batch with fewer records; 0: none)
 //!   0x40 delayed           topic, number, due ms, partition, body
 //!   0x41 delay ended       topic, due ms, number                      (cancelled, or appended in the same frame)
 //!   0x42 delay moved       topic, due ms, number, new due ms, new number
@@ -41,6 +42,7 @@ pub(crate) enum MessageChange {
     GroupCommitted { group: String, generation: u64, at: At, offset: u64, metadata: Bytes },
     GroupFenced { group: String, generation: u64 },
     GroupDeleted { group: String },
+    Compacted { at: At, first: u64, count: u32, span: u32, time_ms: u64 },
     Delayed { at: At, due_ms: u64, number: u64 },
     DelayEnded { topic: u64, due_ms: u64, number: u64 },
     DelayMoved { topic: u64, from: (u64, u64), to: (u64, u64) },
@@ -98,6 +100,10 @@ impl MessageChange {
             }
             Self::GroupFenced { group, generation } => fields.tag(0x35).text(group).number(*generation).end(),
             Self::GroupDeleted { group } => fields.tag(0x36).text(group).end(),
+            Self::Compacted { at, first, count, span, time_ms } => {
+                fields.tag(0x37).at(*at).number(*first).number((*count).into()).number((*span).into());
+                fields.number(*time_ms);
+            }
             Self::Delayed { at, due_ms, number } => {
                 fields.tag(0x40).number(at.topic).number(*number).number(*due_ms).number(at.partition.into());
             }
@@ -134,12 +140,15 @@ impl MessageChange {
 
     /// Whether a body comes after the fields.
     pub(crate) fn has_body(&self) -> bool {
-        matches!(self, Self::Appended { .. } | Self::Delayed { .. } | Self::JobEnqueued { .. })
+        matches!(self, Self::Appended { .. } | Self::Compacted { .. } | Self::Delayed { .. } | Self::JobEnqueued { .. })
     }
 
     /// Whether it may change when something is due.
     pub(crate) fn changes_times(&self) -> bool {
-        !matches!(self, Self::Appended { .. } | Self::Trimmed { .. } | Self::GroupCommitted { .. })
+        !matches!(
+            self,
+            Self::Appended { .. } | Self::Compacted { .. } | Self::Trimmed { .. } | Self::GroupCommitted { .. }
+        )
     }
 
     /// Reads the fields after a tag.
@@ -175,6 +184,13 @@ impl MessageChange {
             },
             0x35 => Self::GroupFenced { group: take.text()?, generation: take.number()? },
             0x36 => Self::GroupDeleted { group: take.text()? },
+            0x37 => Self::Compacted {
+                at: take.at()?,
+                first: take.number()?,
+                count: take.short()?,
+                span: take.short()?,
+                time_ms: take.number()?,
+            },
             0x40 => {
                 let (topic, number, due_ms) = (take.number()?, take.number()?, take.number()?);
                 Self::Delayed { at: At { topic, partition: take.short()? }, due_ms, number }

@@ -116,6 +116,11 @@ impl Messages {
                 partition.append(first, BatchRef { time_ms, place: body, count, span }, stamp);
                 self.appended.push(partition.shared.clone());
             }
+            MessageChange::Compacted { at, first, count, span, time_ms } => {
+                let batch = BatchRef { time_ms, place: body, count, span };
+                let gone = self.partition(at).and_then(|partition| partition.index.write().compact(first, batch));
+                gone.into_iter().for_each(|batch| self.bodies.remove(batch.place));
+            }
             MessageChange::Trimmed { at, before } => {
                 let gone = self.partition(at).map(|partition| partition.index.write().trim(before));
                 gone.into_iter().flatten().for_each(|batch| self.bodies.remove(batch.place));
@@ -213,9 +218,14 @@ impl Messages {
         (if retains { Some(0) } else { wall }, deadline)
     }
 
+    /// Whether any topic lets records go by key.
+    pub(crate) fn compacts(&self) -> bool {
+        self.topics.values().any(|topic| topic.spec.compact)
+    }
+
     /// What is too old or too much, by partition.
     pub(crate) fn expired(&self, now_ms: u64) -> Vec<(At, u64)> {
-        let retaining = self.topics.iter().filter(|(_, topic)| topic.retains());
+        let retaining = self.topics.iter().filter(|(_, topic)| topic.has_bounds());
         let expired = retaining.flat_map(|(id, topic)| {
             topic.partitions.iter().enumerate().filter_map(move |(number, partition)| {
                 let before = partition.shared.index.read().expired(&topic.spec, now_ms)?;

@@ -97,6 +97,11 @@ impl TopicState {
 
     /// Whether it lets records go by itself.
     pub(crate) fn retains(&self) -> bool {
+        self.has_bounds() || self.spec.compact
+    }
+
+    /// Whether it lets the oldest records go.
+    pub(crate) fn has_bounds(&self) -> bool {
         self.spec.retention_age.is_some() || self.spec.retention_bytes.is_some()
     }
 
@@ -178,6 +183,15 @@ impl Index {
         self.bytes -= u64::from(batch.place.length);
         self.records -= u64::from(batch.count);
         Some(batch)
+    }
+
+    /// Puts a batch with fewer records in the place of one that is there, or nothing if it has none; returns what was there.
+    pub(crate) fn compact(&mut self, first: u64, batch: BatchRef) -> Option<BatchRef> {
+        let gone = self.remove(first)?;
+        if batch.count > 0 {
+            self.add(first, batch);
+        }
+        Some(gone)
     }
 
     /// Lets batches go that end at an offset or before it, and returns them. A batch in the middle stays, and what is

@@ -3,6 +3,7 @@
 
 mod checked;
 mod clock;
+mod compaction;
 mod crash;
 mod engine;
 mod faults;

@@ -46,6 +46,9 @@ pub(super) struct SpecBody {
     /// When a partition has more bytes than this, its oldest records may go; none by default.
     #[serde(default, deserialize_with = "int64")]
     retention_bytes: Option<u64>,
+    /// Keep the newest record of each key, and let older ones go; a newest one with an empty value lets the key go.
+    #[serde(default)]
+    compact: bool,
 }
 
 /// A topic.
@@ -59,6 +62,8 @@ pub(super) struct TopicView {
     /// When a partition has more bytes than this, its oldest records may go.
     #[serde(skip_serializing_if = "Option::is_none")]
     retention_bytes: Option<u64>,
+    /// Whether older records of a key may go.
+    compact: bool,
     /// When it was made, in milliseconds since 1970.
     created_ms: u64,
 }
@@ -107,6 +112,7 @@ impl From<TopicInfo> for TopicView {
             partitions: info.spec.partitions,
             retention_ms: info.spec.retention_age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
             retention_bytes: info.spec.retention_bytes,
+            compact: info.spec.compact,
             created_ms: info.created_ms,
         }
     }
@@ -167,7 +173,7 @@ pub(super) async fn put(
         partitions,
         retention_age: body.retention_ms.map(Duration::from_millis),
         retention_bytes: body.retention_bytes,
-        compact: false,
+        compact: body.compact,
     };
     match streams.create_topic(&topic, &spec(body.partitions.unwrap_or(1))).await {
         Ok(()) => return Ok(Answer(Made { created: true })),

@@ -242,3 +242,31 @@ async fn a_shutdown_waits_for_nobody_who_waits_for_records() {
     let _waits = open(at, "POST", &format!("{member}/fetch"), &[], Some(body)).await;
     within("a shutdown with a member", node.shutdown()).await.expect("a clean end");
 }
+
+/// Of each key the newest record stays; whoever reads the topic from the beginning gets over the gaps.
+#[tokio::test]
+async fn a_member_reads_over_what_was_compacted() {
+    let node = node().await;
+    let at = node.address();
+    call(at, "PUT", TOPIC, Some(json!({"compact": true}))).await.ok();
+    assert_eq!(get(at, TOPIC).await.ok()["compact"], true);
+    for round in 0..50 {
+        for key in ["a", "b", "c"] {
+            produce(at, key, &[&format!("{key}{round}")]).await;
+        }
+    }
+    eventually("older records of a key go", async || get(at, TOPIC).await.ok()["records"].as_u64() < Some(100)).await;
+    let kept = get(at, TOPIC).await.ok()["records"].as_u64().expect("a count") as usize;
+    let member = join(at, &session(at, 60_000).await, 30_000).await;
+    let mut found = Vec::new();
+    while found.len() < kept {
+        let records = fetch(at, &member, 1_000).await;
+        settle(at, &member, &records.iter().collect::<Vec<_>>(), "ack").await;
+        found.extend(records.iter().map(|one| one["value"].as_str().expect("text").to_owned()));
+    }
+    for newest in ["a49", "b49", "c49"] {
+        assert!(found.iter().any(|value| value == newest), "{newest} went: {found:?}");
+    }
+    let group = get(at, GROUP).await.ok();
+    assert_eq!((&group["partitions"][0]["committed"], &group["lag"]), (&json!(150), &json!(0)), "{group}");
+}
