@@ -2,9 +2,9 @@
 
 use clap::Args;
 use coact::{
-    KvHandle, Result, directory,
-    guarantees::{Guarantees as Declared, Needs},
-    id, lock,
+    Result, Store, directory,
+    guarantees::{Needs, Weakness},
+    id, lock, mq, queue,
 };
 use serde_json::{Value, json};
 
@@ -35,7 +35,10 @@ fence      strong: tokens grow over crashes and failovers; epoch: they grow, tho
 watch      revision: goes on from any revision that is kept; now: only from now
 wake       told: the store tells a waiter; polls:N: it looks every N
 incr       native: in one step; emulated: by compare-and-set
-lock …     yes, or what opens it: accept=NAME in the URL";
+commits    what one commit of topics and queues can span: everything (entries too), streams (records and the offsets
+           of groups), single
+compacts   whether topics can keep the newest record of each key only
+lock …     yes, or what opens it: accept=NAME in the URL; - if the engine does not have it";
 
 impl Guarantees {
     pub(crate) async fn run(self) -> Result<Exit> {
@@ -47,10 +50,10 @@ impl Guarantees {
         let mut out = self.target.output();
         let mut exit = Exit::SUCCESS;
         for url in urls {
-            match coact::open(&url).await {
-                Ok(kv) => {
-                    out.row(row(&kv));
-                    kv.close().await?;
+            match coact::open_store(&url).await {
+                Ok(store) => {
+                    out.row(row(&store));
+                    store.close().await?;
                 }
                 Err(error) => {
                     output::complain_about(&error);
@@ -63,8 +66,12 @@ impl Guarantees {
     }
 }
 
-fn row(kv: &KvHandle) -> Value {
+fn row(store: &Store) -> Value {
+    let kv = store.kv();
     let declared = kv.guarantees();
+    let streams = store.streams().ok().map(|streams| streams.guarantees());
+    let queues = store.queues().ok().map(|queues| queues.guarantees());
+    let opens = |needs: &Needs| opened(&declared.to_accept(needs));
     json!({
         "engine": kv.describe(),
         "reads": declared.reads.name(),
@@ -75,15 +82,19 @@ fn row(kv: &KvHandle) -> Value {
         "watch": declared.watch.name(),
         "wake": declared.wake.name(),
         "incr": declared.increment.name(),
-        "lock": opens(declared, &lock::NEEDS),
-        "id": opens(declared, &id::NEEDS),
-        "directory": opens(declared, &directory::NEEDS),
-        "config": opens(declared, &directory::PERSISTENT_NEEDS),
+        "commits": streams.map(|declared| declared.atomicity.name()),
+        "compacts": streams.map(|declared| declared.compaction),
+        "lock": opens(&lock::NEEDS),
+        "id": opens(&id::NEEDS),
+        "directory": opens(&directory::NEEDS),
+        "config": opens(&directory::PERSISTENT_NEEDS),
+        "mq": streams.map(|declared| opened(&declared.to_accept(&mq::NEEDS))),
+        "queue": queues.map(|declared| opened(&declared.to_accept(&queue::NEEDS))),
     })
 }
 
 /// `yes`, or the option that opens the block all the same.
-fn opens(declared: &Declared, needs: &Needs) -> String {
-    let names: Vec<_> = declared.to_accept(needs).iter().map(|weakness| weakness.name()).collect();
+fn opened(to_accept: &[Weakness]) -> String {
+    let names: Vec<_> = to_accept.iter().map(|weakness| weakness.name()).collect();
     if names.is_empty() { "yes".to_owned() } else { format!("accept={}", names.join(",")) }
 }

@@ -8,6 +8,7 @@ pub(crate) mod dir;
 pub(crate) mod doctor;
 pub(crate) mod elect;
 pub(crate) mod explain;
+pub(crate) mod filter;
 pub(crate) mod guarantees;
 pub(crate) mod hold;
 pub(crate) mod id;

@@ -1,8 +1,10 @@
 //! `coact mq`: topics, their records, the groups that read them, and records that wait for their time.
 
+mod consume;
 mod delay;
 mod group;
 mod lines;
+mod parked;
 mod produce;
 mod tail;
 mod top;
@@ -32,6 +34,12 @@ pub(crate) enum Mq {
     Produce(produce::Produce),
     /// Print the records of a topic, without a group.
     Tail(tail::Tail),
+    /// Take part in a group: print its records, or run a command for each.
+    Consume(consume::Consume),
+    /// List the keys whose records a group has put aside.
+    Parked(parked::Parked),
+    /// Have records that were put aside come back.
+    Redrive(parked::Redrive),
     /// Set where a group goes on in a topic.
     Seek(group::Seek),
     /// How many records groups have not read, and how old the first of them is.
@@ -56,6 +64,9 @@ impl Mq {
             Self::Describe(describe) => describe.run().await,
             Self::Produce(produce) => produce.run().await,
             Self::Tail(tail) => tail.run().await,
+            Self::Consume(consume) => consume.run().await,
+            Self::Parked(parked) => parked.run().await,
+            Self::Redrive(redrive) => redrive.run().await,
             Self::Seek(seek) => seek.run().await,
             Self::Lag(lag) => lag.run().await,
             Self::Group(group) => group.run().await,

@@ -20,6 +20,10 @@ async fn the_table_says_what_each_engine_declares_and_what_that_is_enough_for() 
     assert_eq!(column("lock"), ["accept=volatile", "accept=loss-window", "yes"]);
     assert_eq!(column("directory"), ["yes", "yes", "yes"]);
     assert_eq!(column("wake"), ["told", "told", "told"]);
+    assert_eq!(column("mq"), ["accept=volatile", "accept=loss-window", "yes"]);
+    assert_eq!(column("queue"), column("mq"));
+    assert_eq!(column("commits"), ["everything"; 3]);
+    assert!(rows.iter().all(|row| row["compacts"] == true));
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod auth;
 mod bad_input;
 mod clients;
 mod commands;
+mod consume;
 mod coordination;
 mod dir;
 mod doctor;

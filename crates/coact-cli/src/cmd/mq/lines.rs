@@ -44,6 +44,21 @@ impl Lines {
         Target { at, context, realm, output: Format::Table }
     }
 
+    /// Adds a record to a text, as it is printed.
+    pub(super) fn put(&self, text: &mut Vec<u8>, topic: &Topic, partition: u32, stored: &StoredRecord) {
+        match self.output {
+            Shape::Jsonl => text.extend_from_slice(row(topic, partition, stored).to_string().as_bytes()),
+            Shape::Line => {
+                if let Some(separator) = &self.key_separator {
+                    text.extend_from_slice(stored.record.key.as_deref().unwrap_or_default());
+                    text.extend_from_slice(separator.as_bytes());
+                }
+                text.extend_from_slice(&stored.record.value);
+            }
+        }
+        text.push(b'\n');
+    }
+
     /// What gathers records and writes them.
     pub(super) fn printer(&self, topic: &Topic) -> Printer<'_> {
         Printer { lines: self, topic: topic.clone(), text: Vec::new() }
@@ -59,20 +74,7 @@ pub(super) struct Printer<'a> {
 
 impl Printer<'_> {
     pub(super) fn print(&mut self, partition: u32, stored: &StoredRecord) {
-        match self.lines.output {
-            Shape::Jsonl => {
-                let row = row(&self.topic, partition, stored).to_string();
-                self.text.extend_from_slice(row.as_bytes());
-            }
-            Shape::Line => {
-                if let Some(separator) = &self.lines.key_separator {
-                    self.text.extend_from_slice(stored.record.key.as_deref().unwrap_or_default());
-                    self.text.extend_from_slice(separator.as_bytes());
-                }
-                self.text.extend_from_slice(&stored.record.value);
-            }
-        }
-        self.text.push(b'\n');
+        self.lines.put(&mut self.text, &self.topic, partition, stored);
         if self.text.len() >= MUCH {
             self.flush();
         }

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use clap::Args;
 use coact::{
-    Result, StreamHandle, Topic,
+    ErrorKind, Result, StreamHandle, Topic,
     contract::stream::{Fetched, Offset, Read, Seek, StoredRecord},
     mq::SeekTo,
 };
@@ -130,6 +130,8 @@ const READ_BYTES: usize = 8 * 1024 * 1024;
 const READ_BYTES_LEAST: usize = 64 * 1024;
 /// How long one request waits for records; then the next one does.
 const WAIT: Duration = Duration::from_secs(30);
+/// The pause after a request that nobody answered.
+const PAUSE: Duration = Duration::from_millis(500);
 
 impl Reader<'_> {
     async fn read(&mut self, mut sources: Vec<Source>, follow: bool) -> Result<()> {
@@ -170,9 +172,22 @@ impl Reader<'_> {
     /// Prints what comes, until there was enough of it.
     async fn follow(&mut self, sources: Vec<Source>) -> Result<()> {
         let mut waiting: FuturesUnordered<_> = sources.into_iter().map(|source| self.wait_for(source)).collect();
+        let mut is_away = false;
         while let Some((mut source, fetched)) = waiting.next().await {
+            let fetched = match fetched {
+                Err(error) if error.kind() == ErrorKind::Unavailable => {
+                    if !is_away {
+                        output::complain(&format!("{error}; waiting for it"));
+                    }
+                    is_away = true;
+                    waiting.push(self.wait_after(PAUSE, source));
+                    continue;
+                }
+                fetched => fetched?,
+            };
+            is_away = false;
             source.end = Offset(u64::MAX);
-            self.take(&mut source, &fetched?);
+            self.take(&mut source, &fetched);
             for stored in source.records.drain(..) {
                 if self.left == 0 {
                     return Ok(());
@@ -190,8 +205,14 @@ impl Reader<'_> {
     }
 
     fn wait_for(&self, source: Source) -> BoxFuture<'static, (Source, Result<Fetched>)> {
+        self.wait_after(Duration::ZERO, source)
+    }
+
+    fn wait_after(&self, pause: Duration, source: Source) -> BoxFuture<'static, (Source, Result<Fetched>)> {
         let reading = self.request(source.partition, source.next, READ_BYTES_LEAST, WAIT);
+        let env = self.streams.env().clone();
         Box::pin(async move {
+            env.sleep(pause).await;
             let fetched = reading.await;
             (source, fetched)
         })

@@ -1,33 +1,23 @@
 //! `coact queue work`: a command for each job.
 
-use std::{
-    collections::BTreeSet,
-    ffi::OsString,
-    os::unix::process::ExitStatusExt as _,
-    process::{ExitStatus, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{ffi::OsString, sync::Arc, time::Duration};
 
 use clap::Args;
 use coact::{
-    Env, Error, Result,
+    Result,
     contract::queue::QueueSpec,
     queue::{Context, Control, Outcome, Queue, RateLimit, Stats, Worker, WorkerOptions},
-};
-use rustix::process::{Pid, Signal, kill_process_group};
-use tokio::{
-    io::AsyncWriteExt as _,
-    process::{Child, Command},
 };
 
 use super::open;
 use crate::{
     Target,
-    cmd::{child::default_label, duration, serve::Signals},
+    cmd::{
+        child::default_label,
+        duration,
+        filter::{Ended, Filter, header_variables},
+        serve::Signals,
+    },
     exit::Exit,
     output,
 };
@@ -79,28 +69,26 @@ impl Work {
         let worker = Worker::new(&queue, self.options())?;
         let control = worker.control();
         let mut signals = Signals::new()?;
-        let commands = Arc::new(Commands {
-            command: self.command,
-            queue: self.queue,
-            grace: self.grace,
-            control: control.clone(),
-            running: parking_lot::Mutex::default(),
-            interrupted: AtomicBool::new(false),
-            unusable: parking_lot::Mutex::default(),
+        let filter = Filter::new(self.command, self.grace);
+        let run = worker.run({
+            let (filter, queue) = (filter.clone(), self.queue);
+            move |context| work(filter.clone(), queue.clone(), context)
         });
-        let runner = commands.clone();
-        let run = worker.run(move |context| runner.clone().run(context));
         tokio::pin!(run);
+        let mut exit = Exit::SUCCESS;
         let stats = loop {
             tokio::select! {
                 stats = &mut run => break stats?,
-                () = signals.first() => commands.interrupt(),
+                () = signals.first() => interrupt(&filter, &control),
+                unusable = filter.unusable(), if exit == Exit::SUCCESS => {
+                    exit = unusable;
+                    control.stop();
+                }
             }
         };
         store.close().await?;
         output::say(&summary(&stats));
-        let unusable = commands.unusable.lock().take();
-        Ok(unusable.unwrap_or(Exit::SUCCESS))
+        Ok(exit)
     }
 
     fn options(&self) -> WorkerOptions {
@@ -118,146 +106,26 @@ impl Work {
     }
 }
 
-/// The exit code that says that no other attempt would help: EX_DATAERR of sysexits.h.
-const DEAD: i32 = 65;
-
-/// Commands that run, one for each job.
-struct Commands {
-    command: Vec<OsString>,
-    queue: String,
-    grace: Duration,
-    control: Control,
-    /// The group that each of them leads.
-    running: parking_lot::Mutex<BTreeSet<i32>>,
-    /// Whether they were asked to end.
-    interrupted: AtomicBool,
-    /// How to exit if the command cannot be run at all.
-    unusable: parking_lot::Mutex<Option<Exit>>,
+/// The first time, lets commands end; after that asks them to.
+fn interrupt(filter: &Filter, control: &Control) {
+    if control.is_stopped() {
+        filter.terminate();
+    } else if filter.count() > 0 {
+        output::complain(&format!("waiting for {} jobs; once more ends them", filter.count()));
+    }
+    control.stop();
 }
 
-impl Commands {
-    /// The first time, lets them end; after that asks them to.
-    fn interrupt(&self) {
-        let running = self.running.lock();
-        if self.control.is_stopped() {
-            self.interrupted.store(true, Ordering::Relaxed);
-            running.iter().for_each(|id| signal(*id, Signal::TERM));
-        } else if !running.is_empty() {
-            output::complain(&format!("waiting for {} jobs; once more ends them", running.len()));
-        }
-        drop(running);
-        self.control.stop();
-    }
-
-    async fn run(self: Arc<Self>, context: Context) -> Result<Outcome> {
-        let mut child = match self.spawn(&context) {
-            Ok(child) => child,
-            Err(error) => return Ok(self.give_up(&error)),
-        };
-        let mut listed = child.id().map(|id| Listed::new(&self, id as i32));
-        let stdin = child.stdin.take();
-        let body = context.job().body.clone();
-        let feed = async move {
-            let Some(mut stdin) = stdin else { return };
-            // A command need not read what it is given.
-            let _ = stdin.write_all(&body).await;
-        };
-        let work = async { tokio::join!(child.wait(), feed).0 };
-        tokio::pin!(work);
-        let status = tokio::select! {
-            status = &mut work => status,
-            () = context.lost() => {
-                output::complain(&format!("job {} is lost, ending its command", context.id()));
-                self.end(listed.as_ref(), work).await
-            }
-        };
-        listed.iter_mut().for_each(|listed| listed.ended = true);
-        match status {
-            Ok(status) => Ok(self.outcome(status)),
-            Err(error) => Err(Error::invalid("the command cannot be waited for").with_source(error)),
-        }
-    }
-
-    fn spawn(&self, context: &Context) -> std::io::Result<Child> {
-        let [program, arguments @ ..] = &*self.command else { return Err(std::io::ErrorKind::NotFound.into()) };
-        // A group of its own: what it starts is signalled with it, and Ctrl-C at a terminal reaches only us.
-        Command::new(program)
-            .args(arguments)
-            .envs(variables(&self.queue, context))
-            .stdin(Stdio::piped())
-            .process_group(0)
-            .spawn()
-    }
-
-    /// SIGTERM, then SIGKILL.
-    async fn end(
-        &self,
-        listed: Option<&Listed>,
-        work: impl Future<Output = std::io::Result<ExitStatus>> + Unpin,
-    ) -> std::io::Result<ExitStatus> {
-        let mut work = work;
-        let tell = |with| listed.iter().for_each(|listed| signal(listed.id, with));
-        tell(Signal::TERM);
-        match Env::real().timeout(self.grace, &mut work).await {
-            Some(status) => status,
-            None => {
-                tell(Signal::KILL);
-                work.await
-            }
-        }
-    }
-
-    /// The command cannot be run, so no job can be done here.
-    fn give_up(&self, error: &std::io::Error) -> Outcome {
-        self.control.stop();
-        let mut unusable = self.unusable.lock();
-        if unusable.is_none() {
-            let program = self.command.first().map(|program| program.to_string_lossy()).unwrap_or_default();
-            output::complain(&format!("{program} cannot be run: {error}"));
-            let absent = error.kind() == std::io::ErrorKind::NotFound;
-            *unusable = Some(if absent { Exit::NO_COMMAND } else { Exit::CANNOT_RUN });
-        }
-        Outcome::Release
-    }
-
-    fn outcome(&self, status: ExitStatus) -> Outcome {
-        let error = match (status.code(), status.signal()) {
-            (Some(0), _) => return Outcome::Done,
-            _ if self.interrupted.load(Ordering::Relaxed) => return Outcome::Release,
-            (Some(code), _) => format!("exit code {code}"),
-            (None, signal) => format!("ended by signal {}", signal.unwrap_or_default()),
-        };
-        if status.code() == Some(DEAD) { Outcome::Kill { error } } else { Outcome::Retry { after: None, error } }
-    }
-}
-
-/// A command on the list, which is killed if it has not ended when nobody waits for it any more.
-struct Listed {
-    commands: Arc<Commands>,
-    id: i32,
-    ended: bool,
-}
-
-impl Listed {
-    fn new(commands: &Arc<Commands>, id: i32) -> Self {
-        commands.running.lock().insert(id);
-        Self { commands: commands.clone(), id, ended: false }
-    }
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        self.commands.running.lock().remove(&self.id);
-        if !self.ended {
-            signal(self.id, Signal::KILL);
-        }
-    }
-}
-
-fn signal(id: i32, signal: Signal) {
-    let Some(group) = Pid::from_raw(id) else { return };
-    // It may have ended meanwhile.
-    let _ = kill_process_group(group, signal);
+async fn work(filter: Arc<Filter>, queue: String, context: Context) -> Result<Outcome> {
+    let what = format!("job {}", context.id());
+    let variables = variables(&queue, &context);
+    let ended = filter.run(&what, context.job().body.clone(), variables, context.lost()).await?;
+    Ok(match ended {
+        Ended::Done => Outcome::Done,
+        Ended::Failed { error, hopeless: true } => Outcome::Kill { error },
+        Ended::Failed { error, hopeless: false } => Outcome::Retry { after: None, error },
+        Ended::GivenBack => Outcome::Release,
+    })
 }
 
 /// What a command finds in its environment.
@@ -270,22 +138,8 @@ fn variables(queue: &str, context: &Context) -> Vec<(String, OsString)> {
     let mut variables: Vec<_> =
         numbers.into_iter().map(|(name, number)| (name.to_owned(), number.to_string().into())).collect();
     variables.push(("COACT_QUEUE".to_owned(), queue.into()));
-    for (name, value) in &context.job().headers {
-        // The environment has no room for other bytes.
-        if let Ok(value) = std::str::from_utf8(value)
-            && !value.contains('\0')
-        {
-            variables.push((format!("COACT_HEADER_{}", variable_name(name)), value.into()));
-        }
-    }
+    variables.extend(header_variables(&context.job().headers));
     variables
-}
-
-fn variable_name(header: &str) -> String {
-    header
-        .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() { letter.to_ascii_uppercase() } else { '_' })
-        .collect()
 }
 
 fn summary(stats: &Stats) -> String {

@@ -6,7 +6,7 @@ use crate::{
     error::{Error, Result},
     guarantees::{
         Accepted, Consistency, Durability, Failover, Fence, Guarantees, Increment, Limits, Needs, OnPartition, WakeUp,
-        WatchFrom,
+        WatchFrom, Weakness,
     },
 };
 
@@ -94,7 +94,17 @@ impl StreamGuarantees {
     /// # Errors
     /// `Unsupported`, naming the block's need, the engine's declaration, and the word that accepts it.
     pub fn require(&self, engine: &str, needs: &Needs, accepted: &Accepted) -> Result<()> {
-        let comparable = Guarantees {
+        self.comparable().require(engine, needs, accepted)
+    }
+
+    /// What a user would have to accept by name for a block to open; nothing if the needs are met.
+    pub fn to_accept(&self, needs: &Needs) -> Vec<Weakness> {
+        self.comparable().to_accept(needs)
+    }
+
+    /// The same for needs, of which only durability and failover count.
+    fn comparable(&self) -> Guarantees {
+        Guarantees {
             reads: Consistency::Linearizable,
             writes: self.writes,
             on_partition: self.on_partition,
@@ -104,7 +114,6 @@ impl StreamGuarantees {
             wake: WakeUp::Told,
             increment: Increment::Native,
             limits: Limits::PORTABLE,
-        };
-        comparable.require(engine, needs, accepted)
+        }
     }
 }
