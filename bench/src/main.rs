@@ -1,6 +1,6 @@
 //! coact beside what a user would pick instead: one machine, one run, one table of ratios.
 //!
-//! `cargo xtask bench kv|lock|mq|queue|directory|http|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
+//! `cargo xtask bench kv|lock|mq|queue|delay|directory|http|id` builds the node and runs this. Absolute times on a shared machine mean nothing; the
 //! ratio of two rows of one run means something, and of three runs more. A crate of its own, so that nobody's tests
 //! build the peers.
 #![allow(
@@ -10,6 +10,8 @@
     reason = "a program that measures the real clock and prints"
 )]
 
+mod beanstalkd;
+mod delay;
 mod directory;
 mod engines;
 mod floor;
@@ -19,6 +21,7 @@ mod kv;
 mod load;
 mod lock;
 mod mq;
+mod nats;
 mod peer;
 mod queue;
 
@@ -47,10 +50,16 @@ enum Part {
         #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "at")]
         engine: Vec<engines::Engine>,
     },
-    /// Publishing in batches.
+    /// Publishing in batches, and reading back.
     Mq,
     /// Jobs: push, claim, ack.
     Queue,
+    /// How late delayed records come while others wait.
+    Delay {
+        /// How many others wait.
+        #[arg(long, default_value_t = 1_000_000)]
+        pending: usize,
+    },
     /// Registrations, and how long until a watcher sees one.
     Directory,
     /// HTTP/JSON next to gRPC.
@@ -80,6 +89,7 @@ async fn main() {
         }
         Part::Mq => mq::run(seconds).await,
         Part::Queue => queue::run(seconds).await,
+        Part::Delay { pending } => delay::run(seconds, pending).await,
         Part::Directory => directory::run(seconds).await,
         Part::Http => http::run(seconds).await,
         Part::Id => id::run(seconds).await,

@@ -1,10 +1,18 @@
 //! The servers beside which coact is measured, started on free loopback ports and ended by their pid.
 
-use std::{net::TcpListener, path::Path, process::Stdio, time::Duration};
+use std::{
+    net::{SocketAddr, TcpListener},
+    path::Path,
+    process::Stdio,
+    time::Duration,
+};
 
 use coact::{Env, KvHandle, Store};
 use coact_testkit::bed::{Bed as _, PostgresBed, RedisBed, RedisMode};
-use tokio::process::{Child, Command};
+use tokio::{
+    net::TcpStream,
+    process::{Child, Command},
+};
 
 /// A running server; it is killed when this is dropped.
 pub(crate) struct Peer {
@@ -44,10 +52,8 @@ impl Peer {
         Self::start(command, format!("etcd://127.0.0.1:{client}/bench")).await
     }
 
-    async fn start(mut command: Command, url: String) -> Self {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn();
-        let child = child.unwrap_or_else(|error| panic!("{command:?} cannot be started: {error}"));
-        let peer = Self { _child: child, url };
+    async fn start(command: Command, url: String) -> Self {
+        let peer = Self { _child: spawn(command), url };
         let env = Env::real();
         let ready = env.timeout(Duration::from_secs(60), async {
             while coact::open(&peer.url).await.is_err() {
@@ -102,6 +108,24 @@ pub(crate) fn resident() -> u64 {
     line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0) * 1024
 }
 
-fn free_port() -> u16 {
+/// Starts a server, which is killed when it is dropped, and waits until it takes connections.
+pub(crate) async fn listening(command: Command, address: SocketAddr) -> Child {
+    let child = spawn(command);
+    let env = Env::real();
+    let ready = env.timeout(Duration::from_secs(60), async {
+        while TcpStream::connect(address).await.is_err() {
+            env.sleep(Duration::from_millis(20)).await;
+        }
+    });
+    ready.await.unwrap_or_else(|| panic!("nobody listens at {address}"));
+    child
+}
+
+fn spawn(mut command: Command) -> Child {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true).spawn();
+    child.unwrap_or_else(|error| panic!("{command:?} cannot be started; `cargo xtask bench` installs it: {error}"))
+}
+
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
 }

@@ -1,4 +1,4 @@
-//! Jobs: coact beside a group of Redis Streams and rows of PostgreSQL that are claimed with `SKIP LOCKED`.
+//! Jobs: coact beside a group of Redis Streams, rows of PostgreSQL that are claimed with `SKIP LOCKED`, and beanstalkd.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,6 +10,7 @@ use redis::{aio::MultiplexedConnection, streams::StreamReadReply};
 use tokio_postgres::{Client, Statement};
 
 use crate::{
+    beanstalkd::Beanstalkd,
     engines::postgres_client,
     load::{Measured, closed_loop, print},
     peer::Sides,
@@ -25,12 +26,14 @@ pub(crate) async fn run(time: Duration) {
     let table = "create table job (id bigserial primary key, claimed timestamptz, body bytea not null);
                  create index job_ready on job (id) where claimed is null";
     postgres_client(&settings).await.batch_execute(table).await.expect("a table");
+    let beanstalkd = Beanstalkd::start(Some(&dir.path().join("beanstalkd"))).await;
     for workers in [1, 64] {
         let rows = vec![
             coact("coact embedded, in process", &sides.embedded, workers, time).await,
             coact("coact node, through coact://", &sides.node, workers, time).await,
             redis_group(&sides.redis.url("bench").await, workers, time).await,
             skip_locked(&settings, workers, time).await,
+            beanstalkd_jobs(&beanstalkd, workers, time).await,
         ];
         print(&format!("push + claim + ack of {BODY_BYTES} B, {workers} workers, durable"), REDIS, &rows);
     }
@@ -86,6 +89,26 @@ async fn redis_job(mut connection: MultiplexedConnection, worker: String) {
     let mut done = redis::pipe();
     done.atomic().cmd("XACK").arg("jobs").arg("workers").arg(id).ignore().cmd("XDEL").arg("jobs").arg(id).ignore();
     done.query_async::<()>(&mut connection).await.expect("it answers");
+}
+
+async fn beanstalkd_jobs(server: &Beanstalkd, workers: usize, time: Duration) -> Measured {
+    let mut connections = Vec::new();
+    for _ in 0..workers {
+        connections.push(Arc::new(tokio::sync::Mutex::new(server.connect().await)));
+    }
+    closed_loop("beanstalkd, -f0", workers, time, |worker| {
+        let connection = connections[worker].clone();
+        move || {
+            let connection = connection.clone();
+            async move {
+                let mut connection = connection.lock().await;
+                connection.put(0, &[7; BODY_BYTES]).await;
+                let (id, _) = connection.reserve().await;
+                connection.delete(&id).await;
+            }
+        }
+    })
+    .await
 }
 
 /// A connection with what a worker does.

@@ -36,7 +36,7 @@ enum Command {
     Tidy,
     /// Everything that must hold before a change lands
     Ci,
-    /// Measure coact beside what a user would pick instead: kv, lock, directory, http or id
+    /// Measure coact beside what a user would pick instead: kv, lock, mq, queue, delay, directory, http or id
     Bench {
         /// Passed on: the part, and its options
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]

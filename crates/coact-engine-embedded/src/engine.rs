@@ -260,8 +260,8 @@ impl Engine {
             env.spawn(writer.run_as_task());
         }
         env.spawn(tick(shared.clone(), requests.downgrade()));
-        env.spawn(handover::run(shared.clone(), requests.downgrade()));
-        env.spawn(compaction::run(shared.clone(), requests.downgrade()));
+        env.spawn(handover::run(env.clone(), Arc::downgrade(&shared), requests.downgrade()));
+        env.spawn(compaction::run(env.clone(), Arc::downgrade(&shared), requests.downgrade()));
         Ok(Self { shared, requests, room: Arc::new(Semaphore::new(ON_THEIR_WAY_KIB)) })
     }
 

@@ -44,13 +44,7 @@ struct Due {
 }
 
 /// Hands over until the engine ends.
-pub(crate) async fn run(shared: Arc<Shared>, requests: mpsc::WeakSender<Proposal>) {
-    let env = shared.env.clone();
-    let shared = {
-        let weak = Arc::downgrade(&shared);
-        drop(shared);
-        weak
-    };
+pub(crate) async fn run(env: Env, shared: Weak<Shared>, requests: mpsc::WeakSender<Proposal>) {
     // Records whose bodies are damaged: they stay, and do not hold up the others.
     let mut damaged = BTreeSet::new();
     while sleep_until_due(&env, &shared).await {

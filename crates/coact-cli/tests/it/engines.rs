@@ -3,18 +3,31 @@
 
 use std::{
     collections::HashSet,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use coact::{
-    Env, ErrorKind, KvHandle, Realm, Session, SessionOptions,
+    Env, ErrorKind, Group, KvHandle, Realm, Session, SessionOptions, Topic,
+    contract::{
+        queue::{NewJob, QueueSpec},
+        stream::{Record, TopicSpec},
+    },
     directory::{Directory, DirectoryOptions, Instance, Mode, SettingChange, Settings, State},
     id::{Generator, IdOptions, Segment, SegmentOptions},
     lock::{Barrier, Election, Latch, Mutex, RateLimiter, RateOptions, RwLock, Semaphore, acquire_all},
+    mq::{Consumer, ConsumerOptions, Message, Parked, Producer, ProducerOptions, RunOptions},
+    queue::{Context, Outcome, Queue, Worker, WorkerOptions},
 };
 use coact_testkit::bed::PATIENCE;
-use futures::{StreamExt, future::join_all, pin_mut};
+use futures::{
+    StreamExt,
+    future::{join, join_all},
+    pin_mut,
+};
 
 use crate::stores;
 
@@ -22,24 +35,31 @@ use crate::stores;
 struct Store {
     one: KvHandle,
     two: KvHandle,
+    /// The same with every contract.
+    all: [coact::Store; 2],
     _up: Box<dyn std::any::Any + Send>,
 }
 
 impl Store {
     async fn memory() -> Self {
-        let kv = coact::open("memory:?accept=volatile").await.expect("it opens");
-        Self { one: kv.clone(), two: kv, _up: Box::new(()) }
+        let store = coact::open_store("memory:?accept=volatile").await.expect("it opens");
+        Self::new(store.clone(), store, ())
     }
 
     async fn embedded() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let kv = coact::open(&format!("embedded://{}?segment=1MiB", dir.path().display())).await.expect("it opens");
-        Self { one: kv.clone(), two: kv, _up: Box::new(dir) }
+        let url = format!("embedded://{}?segment=1MiB", dir.path().display());
+        let store = coact::open_store(&url).await.expect("it opens");
+        Self::new(store.clone(), store, dir)
     }
 
     async fn of(store: stores::Store) -> Self {
-        let open = async || coact::open(&store.url).await.expect("it opens");
-        Self { one: open().await, two: open().await, _up: Box::new(store) }
+        let open = async || coact::open_store(&store.url).await.expect("it opens");
+        Self::new(open().await, open().await, store)
+    }
+
+    fn new(one: coact::Store, two: coact::Store, up: impl std::any::Any + Send) -> Self {
+        Self { one: one.kv().clone(), two: two.kv().clone(), all: [one, two], _up: Box::new(up) }
     }
 
     async fn sessions(&self) -> [Session; 2] {
@@ -80,6 +100,25 @@ macro_rules! scenarios {
             async fn $engine() {
                 let store = $store;
                 within("the scenario", scenario(store)).await;
+            }
+        )*
+    };
+}
+
+/// On the engines that have topics and queues.
+macro_rules! message_scenarios {
+    ($($(#[doc = $what:literal])* async fn $name:ident($store:ident) $body:block)*) => {
+        $(
+            mod $name {
+                use super::*;
+
+                async fn scenario($store: Store) $body
+
+                scenarios!(@on {
+                    memory: Store::memory().await,
+                    embedded: Store::embedded().await,
+                    node: Store::of(stores::node().await).await,
+                });
             }
         )*
     };
@@ -309,4 +348,104 @@ async fn refused_where_a_failover_may_lose_writes() {
     let kv = coact::open(accepted).await.expect("it opens");
     let session = Session::open(&kv, SessionOptions::default()).await.expect("it answers");
     Election::new(&session, "x").expect("accepted by name");
+}
+
+message_scenarios! {
+    /// Two members of a group share a topic, delayed records too; what one parks comes back in order.
+    async fn topics(store) {
+        let topic = Topic::new("orders").expect("valid");
+        let streams = store.all[0].streams().expect("it has topics");
+        streams.create_topic(&topic, &TopicSpec { partitions: 4, ..TopicSpec::default() }).await.expect("created");
+        let producer = Producer::open(streams, &topic, ProducerOptions::default()).await.expect("opens");
+        let record = |number: u32| Record::new(number.to_string()).with_key(format!("k{}", number % 29));
+        producer.send_all((0..200).map(record)).await.expect("appended");
+        for number in 200..220 {
+            producer.send_after(record(number), Duration::from_millis(u64::from(number))).await.expect("kept");
+        }
+        let sessions = store.sessions().await;
+        let group = Group::new("readers").expect("valid");
+        let done = parking_lot::Mutex::new(Vec::new());
+        let is_mended = AtomicBool::new(false);
+        let consume = async |index: usize| {
+            let streams = store.all[index].streams().expect("it has topics");
+            let options = ConsumerOptions::default();
+            let consumer = Consumer::join(&sessions[index], streams, &group, [topic.clone()], options).await;
+            let consumer = consumer.expect("joins");
+            let handle = async |message: Message| {
+                let text = String::from_utf8_lossy(&message.record().value).into_owned();
+                let number: u32 = text.parse().map_err(|_| "no number")?;
+                if number % 29 == 7 && !is_mended.load(Ordering::SeqCst) {
+                    return Err("to be mended");
+                }
+                done.lock().push(number);
+                Ok(())
+            };
+            let options = RunOptions { max_attempts: 1, ..RunOptions::default() };
+            let run = consumer.run(handle, options);
+            let leave = async {
+                let env = Env::real();
+                let parked = Parked::open(&store.one, &Realm::default(), &group).expect("valid");
+                while done.lock().len() < 212 {
+                    env.sleep(Duration::from_millis(10)).await;
+                }
+                is_mended.store(true, Ordering::SeqCst);
+                while done.lock().len() < 220 {
+                    parked.redrive_all().await.expect("asked");
+                    env.sleep(Duration::from_millis(10)).await;
+                }
+                consumer.leave().await.expect("leaves");
+            };
+            join(run, leave).await.0.expect("works");
+        };
+        join(consume(0), consume(1)).await;
+        let done = done.into_inner();
+        let of_seven: Vec<_> = done.iter().filter(|number| **number % 29 == 7 && **number < 200).collect();
+        assert!(of_seven.is_sorted(), "{of_seven:?}");
+        assert_eq!(done.iter().collect::<HashSet<_>>().len(), 220);
+    }
+
+    /// Jobs of two workers: each done once, a failed one is tried again, and a stale token changes nothing.
+    async fn queues(store) {
+        let name = "mails";
+        let open = async |index: usize| {
+            let queues = store.all[index].queues().expect("it has queues");
+            Queue::open(queues, name, QueueSpec::default()).await.expect("opens")
+        };
+        let (here, there) = (open(0).await, open(1).await);
+        for number in 0..100 {
+            here.push(NewJob::new(number.to_string())).await.expect("enqueued");
+        }
+        let done = Arc::new(parking_lot::Mutex::new(HashSet::new()));
+        let failed = Arc::new(AtomicUsize::new(0));
+        let work = async |queue: &Queue| {
+            let worker = Worker::new(queue, WorkerOptions { concurrency: 4, drain: true, ..WorkerOptions::default() });
+            let (done, failed) = (done.clone(), failed.clone());
+            let handle = move |context: Context| {
+                let (done, failed) = (done.clone(), failed.clone());
+                async move {
+                    let number: u32 = String::from_utf8_lossy(&context.job().body).parse().map_err(|_| "no number")?;
+                    if number % 10 == 3 && context.attempt() == 1 {
+                        failed.fetch_add(1, Ordering::SeqCst);
+                        return Ok(Outcome::Retry { after: Some(Duration::ZERO), error: "not yet".to_owned() });
+                    }
+                    assert!(done.lock().insert(number), "{number} is done twice");
+                    Ok::<_, &str>(Outcome::Done)
+                }
+            };
+            worker.expect("valid").run(handle).await.expect("works").done
+        };
+        let (one, two) = join(work(&here), work(&there)).await;
+        assert_eq!((one + two, failed.load(Ordering::SeqCst), done.lock().len()), (100, 10, 100));
+    }
+}
+
+/// Where there are none, whoever asks is told.
+#[tokio::test]
+async fn topics_and_queues_are_refused_where_there_are_none() {
+    let etcd = stores::etcd().await;
+    let store = coact::open_store(&etcd.url).await.expect("it opens");
+    for error in [store.streams().map(drop), store.queues().map(drop)].map(|answer| answer.expect_err("refused")) {
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("etcd"), "{error}");
+    }
 }

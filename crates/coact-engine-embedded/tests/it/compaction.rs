@@ -11,6 +11,7 @@ use std::{
 };
 
 use coact_core::{
+    ErrorKind,
     contract::stream::{Append, Batch, Offset, Read, Record, StoredRecord, StreamHandle, TopicSpec},
     env::{Env, PlantedBug},
     guarantees::Accepted,
@@ -24,9 +25,10 @@ use coact_testkit::{
 };
 use parking_lot::Mutex;
 
+use crate::message_lives::{NODE, recover};
+
 const SEEDS: u64 = 60;
 const PLANTED_SEEDS: u64 = 60;
-const NODE: &str = "node";
 const KEYS: u64 = 10;
 const PARTITIONS: u32 = 2;
 /// The header with a record's number, which a record without a value has too.
@@ -120,30 +122,10 @@ impl Life {
     }
 
     async fn open(&self, mut random: Option<&mut Random>) -> Store {
-        let disk = self.world.disk(NODE);
-        let seed = self.world.seed();
-        let config = Config {
-            segment_bytes: [4, 16, 64][(seed % 3) as usize] * 1024,
-            snapshot_bytes: [6, 40][(seed / 3 % 2) as usize] * 1024,
-            ..Config::in_dir("/data")
-        };
         loop {
-            if let Some(random) = &mut random
-                && random.one_in(3)
-            {
-                disk.crash_after_ops(1 + random.below(20));
-            }
-            let opened = Engine::open(config.clone(), self.world.env(NODE)).await;
-            if disk.has_crashed() {
-                self.world.crash(NODE);
-                continue;
-            }
-            let engine = opened.unwrap_or_else(|error| panic!("after a crash it does not open: {error}"));
-            disk.crash_after_ops(u64::MAX);
-            let store = engine.store(Namespace::default(), Accepted::default());
+            let store = recover(&self.world, random.as_deref_mut()).await;
             match store.streams().expect("streams").create_topic(&topic(), &compacted()).await {
-                Err(_) if disk.has_crashed() => self.world.crash(NODE),
-                // It may be there already.
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => self.world.crash(NODE),
                 _ => return store,
             }
         }

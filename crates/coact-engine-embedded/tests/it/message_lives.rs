@@ -31,7 +31,7 @@ use parking_lot::Mutex;
 
 const SEEDS: u64 = 100;
 const PLANTED_SEEDS: u64 = 60;
-const NODE: &str = "node";
+pub(crate) const NODE: &str = "node";
 const PRODUCERS: u64 = 2;
 const WORKERS: u64 = 2;
 
@@ -114,6 +114,32 @@ fn group() -> Group {
     Group::new("copiers").expect("a group")
 }
 
+/// Opens the node's engine, however often it crashes while it recovers.
+pub(crate) async fn recover(world: &World, mut random: Option<&mut Random>) -> Store {
+    let disk = world.disk(NODE);
+    let seed = world.seed();
+    let config = Config {
+        segment_bytes: [4, 16, 64][(seed % 3) as usize] * 1024,
+        snapshot_bytes: [6, 40][(seed / 3 % 2) as usize] * 1024,
+        ..Config::in_dir("/data")
+    };
+    loop {
+        if let Some(random) = &mut random
+            && random.one_in(3)
+        {
+            disk.crash_after_ops(1 + random.below(20));
+        }
+        let opened = Engine::open(config.clone(), world.env(NODE)).await;
+        if disk.has_crashed() {
+            world.crash(NODE);
+            continue;
+        }
+        let engine = opened.unwrap_or_else(|error| panic!("after a crash it does not open: {error}"));
+        disk.crash_after_ops(u64::MAX);
+        return engine.store(Namespace::default(), Accepted::default());
+    }
+}
+
 impl Life {
     fn new(world: World) -> Self {
         Self { world, known: Arc::default(), store: Arc::default() }
@@ -152,33 +178,13 @@ impl Life {
     }
 
     async fn open(&self, mut random: Option<&mut Random>) {
-        let disk = self.world.disk(NODE);
-        let seed = self.world.seed();
-        let config = Config {
-            segment_bytes: [4, 16, 64][(seed % 3) as usize] * 1024,
-            snapshot_bytes: [6, 40][(seed / 3 % 2) as usize] * 1024,
-            ..Config::in_dir("/data")
-        };
         loop {
-            if let Some(random) = &mut random
-                && random.one_in(3)
-            {
-                disk.crash_after_ops(1 + random.below(20));
+            let store = recover(&self.world, random.as_deref_mut()).await;
+            if self.prepare(&store).await.is_ok() {
+                *self.store.lock() = Some(store);
+                return;
             }
-            let opened = Engine::open(config.clone(), self.world.env(NODE)).await;
-            if disk.has_crashed() {
-                self.world.crash(NODE);
-                continue;
-            }
-            let engine = opened.unwrap_or_else(|error| panic!("after a crash it does not open: {error}"));
-            disk.crash_after_ops(u64::MAX);
-            let store = engine.store(Namespace::default(), Accepted::default());
-            if self.prepare(&store).await.is_err() {
-                self.world.crash(NODE);
-                continue;
-            }
-            *self.store.lock() = Some(store);
-            return;
+            self.world.crash(NODE);
         }
     }
 
