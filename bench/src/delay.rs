@@ -7,11 +7,12 @@ use coact::{
     Env, Store, Topic,
     contract::stream::{DELAY_MAX, Delayed, Offset, Read, Record, Seek, TopicSpec},
 };
+use coact_testkit::bed::RedisBed;
 
 use crate::{
     beanstalkd::Beanstalkd,
-    load::{Measured, measured, print},
-    peer::{Sides, resident},
+    load::{Measured, measured, print_times},
+    peer::{Sides, redis_connection, resident},
 };
 
 /// How many a second are scheduled, for how long each, and how long the others wait.
@@ -29,20 +30,19 @@ pub(crate) async fn run(time: Duration, pending: usize) {
     let rows = vec![
         coact("coact embedded, in process", &sides.embedded, pending, time).await,
         coact("coact node, through coact://", &sides.node, pending, time).await,
-        redis_set(&sides.redis.url("bench").await, pending, time).await,
+        redis_set(&sides.redis, pending, time).await,
         beanstalkd(pending, time).await,
     ];
-    print(
-        &format!("{PER_SECOND}/s delayed by up to {LONGEST_MS} ms while {pending} others wait; µs late"),
-        REDIS,
-        &rows,
-    );
+    let title = format!("{PER_SECOND}/s delayed by up to {LONGEST_MS} ms while {pending} others wait; µs late");
+    print_times(&title, &rows);
     sides.embedded.close().await.expect("it closes");
 }
 
 async fn coact(name: &str, store: &Store, pending: usize, time: Duration) -> Measured {
     let (streams, env) = (store.streams().expect("streams").clone(), Env::real());
-    let (topic, before) = (Topic::new("later").expect("a topic"), resident());
+    let topic = Topic::new("later").expect("a topic");
+    // Of what is in this process.
+    let before = name.ends_with("in process").then(resident);
     streams.create_topic(&topic, &TopicSpec::default()).await.expect("created");
     assert!(OTHERS < DELAY_MAX);
     let delayed = |due_ms: u64, value: Vec<u8>| Delayed {
@@ -57,7 +57,10 @@ async fn coact(name: &str, store: &Store, pending: usize, time: Duration) -> Mea
             .map(|other| delayed(due_ms + other as u64 % 60_000, vec![7; BODY_BYTES]));
         streams.schedule(others.collect()).await.expect("kept");
     }
-    kept(name, pending, began, resident().saturating_sub(before));
+    kept(name, pending, began);
+    if let Some(before) = before {
+        println!("  {name}: {} B of memory each", resident().saturating_sub(before) / pending.max(1) as u64);
+    }
     let mut next = streams.seek(&topic, 0, Seek::Latest).await.expect("an end");
     let reader = tokio::spawn({
         let (streams, topic, env) = (streams.clone(), topic.clone(), env.clone());
@@ -90,9 +93,8 @@ async fn coact(name: &str, store: &Store, pending: usize, time: Duration) -> Mea
     measured(name, late, time)
 }
 
-async fn redis_set(url: &str, pending: usize, time: Duration) -> Measured {
-    let client = redis::Client::open(url.trim_end_matches("/bench")).expect("a URL");
-    let connection = client.get_multiplexed_async_connection().await.expect("it answers");
+async fn redis_set(server: &RedisBed, pending: usize, time: Duration) -> Measured {
+    let connection = redis_connection(server).await;
     let env = Env::real();
     let (began, due_ms) = (Instant::now(), env.wall_ms() + OTHERS.as_millis() as u64);
     for from in (0..pending).step_by(AT_ONCE) {
@@ -105,7 +107,7 @@ async fn redis_set(url: &str, pending: usize, time: Duration) -> Measured {
         }
         add.query_async::<()>(&mut connection.clone()).await.expect("it answers");
     }
-    kept(REDIS, pending, began, 0);
+    kept(REDIS, pending, began);
     let reader = tokio::spawn({
         let (mut connection, env) = (connection.clone(), env.clone());
         async move {
@@ -150,7 +152,7 @@ async fn beanstalkd(pending: usize, time: Duration) -> Measured {
         let many = AT_ONCE.min(pending - from);
         connection.put_all(many, |other| OTHERS.as_secs() + other as u64 % 60, &[7; BODY_BYTES]).await;
     }
-    kept(name, pending, began, 0);
+    kept(name, pending, began);
     let mut jobs = server.connect().await;
     let reader = tokio::spawn({
         let env = env.clone();
@@ -209,12 +211,6 @@ fn lateness(body: &[u8], now_ms: u64) -> Duration {
     Duration::from_millis(late_ms)
 }
 
-fn kept(name: &str, pending: usize, began: Instant, bytes: u64) {
-    let per_second = pending as f64 / began.elapsed().as_secs_f64();
-    let memory = if bytes > 0 {
-        format!(", {} B of memory each in this process", bytes / pending.max(1) as u64)
-    } else {
-        String::new()
-    };
-    println!("  {name}: {pending} kept at {per_second:.0}/s{memory}");
+fn kept(name: &str, pending: usize, began: Instant) {
+    println!("  {name}: {pending} kept at {:.0}/s", pending as f64 / began.elapsed().as_secs_f64());
 }

@@ -54,6 +54,15 @@ pub(crate) fn measured(name: &str, mut took: Vec<Duration>, time: Duration) -> M
     Measured { name: name.to_owned(), per_second: took.len() as f64 / time.as_secs_f64(), p50: at(0.5), p99: at(0.99) }
 }
 
+/// Prints rows of which only the times count.
+pub(crate) fn print_times(title: &str, rows: &[Measured]) {
+    println!("\n{title}");
+    println!("  {:<44} {:>10} {:>10}", "", "p50 µs", "p99 µs");
+    for row in rows {
+        println!("  {:<44} {:>10.0} {:>10.0}", row.name, row.p50.as_secs_f64() * 1e6, row.p99.as_secs_f64() * 1e6);
+    }
+}
+
 /// Prints rows, each with its ratio to the row named `base`.
 pub(crate) fn print(title: &str, base: &str, rows: &[Measured]) {
     let reference = rows.iter().find(|row| row.name == base).map_or(f64::NAN, |row| row.per_second);

@@ -7,6 +7,7 @@ use coact::{
     Store, Topic,
     contract::stream::{Append, Batch, Offset, Read, Record, TopicSpec},
 };
+use coact_testkit::bed::RedisBed;
 
 use redis::streams::StreamRangeReply;
 
@@ -15,7 +16,7 @@ use crate::{
     floor::GroupCommit,
     load::{Measured, closed_loop, print},
     nats::Nats,
-    peer::Sides,
+    peer::{Sides, redis_connection},
 };
 
 const FLOOR: &str = "bare group commit of the same bytes";
@@ -38,7 +39,7 @@ pub(crate) async fn run(time: Duration) {
                 load.bare(&floor).await,
                 load.coact("coact embedded, in process", &sides.embedded).await,
                 load.coact("coact node, through coact://", &sides.node).await,
-                load.redis(&sides.redis.url("bench").await).await,
+                load.redis(&sides.redis).await,
                 load.nats(&nats).await,
                 load.postgres(&settings).await,
             ];
@@ -98,15 +99,14 @@ impl Load {
         measured
     }
 
-    async fn redis(&self, url: &str) -> Measured {
-        let client = redis::Client::open(url.trim_end_matches("/bench")).expect("a URL");
+    async fn redis(&self, server: &RedisBed) -> Measured {
         let mut pipe = redis::pipe();
         for body in self.bodies() {
             pipe.cmd("XADD").arg("topic").arg("MAXLEN").arg("~").arg(KEPT).arg("*").arg("body").arg(body).ignore();
         }
         let mut connections = Vec::new();
         for _ in 0..self.producers {
-            connections.push(client.get_multiplexed_async_connection().await.expect("it answers"));
+            connections.push(redis_connection(server).await);
         }
         closed_loop("Redis Streams, appendfsync always, pipelined", self.producers, self.time, |producer| {
             let (connection, pipe) = (connections[producer].clone(), pipe.clone());
@@ -172,7 +172,7 @@ async fn read_back(sides: &Sides, time: Duration) {
     let mut rows = vec![
         read_coact("coact embedded, in process", &sides.embedded, time).await,
         read_coact("coact node, through coact://", &sides.node, time).await,
-        read_redis(&sides.redis.url("bench").await, time).await,
+        read_redis(&sides.redis, time).await,
     ];
     rows.iter_mut().for_each(|row| row.per_second *= AT_ONCE as f64);
     let title =
@@ -210,9 +210,8 @@ async fn read_coact(name: &str, store: &Store, time: Duration) -> Measured {
     .await
 }
 
-async fn read_redis(url: &str, time: Duration) -> Measured {
-    let client = redis::Client::open(url.trim_end_matches("/bench")).expect("a URL");
-    let mut connection = client.get_multiplexed_async_connection().await.expect("it answers");
+async fn read_redis(server: &RedisBed, time: Duration) -> Measured {
+    let mut connection = redis_connection(server).await;
     let mut pipe = redis::pipe();
     for _ in 0..1_000 {
         pipe.cmd("XADD").arg("back").arg("*").arg("body").arg(vec![7_u8; BODY_BYTES]).ignore();

@@ -94,6 +94,14 @@ pub(crate) async fn redis() -> RedisBed {
     bed
 }
 
+/// A connection that waits for its answers as long as the others do.
+pub(crate) async fn redis_connection(bed: &RedisBed) -> redis::aio::MultiplexedConnection {
+    let url = bed.url("bench").await;
+    let client = redis::Client::open(url.trim_end_matches("/bench")).expect("a URL");
+    let settings = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    client.get_multiplexed_async_connection_with_config(&settings).await.expect("it answers")
+}
+
 /// One PostgreSQL, which syncs every commit.
 pub(crate) async fn postgres() -> PostgresBed {
     let bed = PostgresBed::new(|url| Box::pin(async move { coact::open_store(&url).await }));

@@ -6,6 +6,7 @@ use coact::{
     Queue, Store,
     contract::queue::{Claim, NewJob, QueueSpec, Settle, Verdict},
 };
+use coact_testkit::bed::RedisBed;
 use redis::{aio::MultiplexedConnection, streams::StreamReadReply};
 use tokio_postgres::{Client, Statement};
 
@@ -13,7 +14,7 @@ use crate::{
     beanstalkd::Beanstalkd,
     engines::postgres_client,
     load::{Measured, closed_loop, print},
-    peer::Sides,
+    peer::{Sides, redis_connection},
 };
 
 const BODY_BYTES: usize = 100;
@@ -31,7 +32,7 @@ pub(crate) async fn run(time: Duration) {
         let rows = vec![
             coact("coact embedded, in process", &sides.embedded, workers, time).await,
             coact("coact node, through coact://", &sides.node, workers, time).await,
-            redis_group(&sides.redis.url("bench").await, workers, time).await,
+            redis_group(&sides.redis, workers, time).await,
             skip_locked(&settings, workers, time).await,
             beanstalkd_jobs(&beanstalkd, workers, time).await,
         ];
@@ -61,11 +62,10 @@ async fn coact(name: &str, store: &Store, workers: usize, time: Duration) -> Mea
     .await
 }
 
-async fn redis_group(url: &str, workers: usize, time: Duration) -> Measured {
-    let client = redis::Client::open(url.trim_end_matches("/bench")).expect("a URL");
+async fn redis_group(server: &RedisBed, workers: usize, time: Duration) -> Measured {
     let mut connections = Vec::new();
     for _ in 0..workers {
-        connections.push(client.get_multiplexed_async_connection().await.expect("it answers"));
+        connections.push(redis_connection(server).await);
     }
     let mut create = redis::cmd("XGROUP");
     create.arg("CREATE").arg("jobs").arg("workers").arg("$").arg("MKSTREAM");
