@@ -115,6 +115,11 @@ impl Filter {
         let _ = Env::real().timeout(self.grace, ended).await;
     }
 
+    /// How to exit, if the command turned out to be none that can be run.
+    pub(crate) fn found_unusable(&self) -> Option<Exit> {
+        *self.unusable.borrow()
+    }
+
     /// Waits until it is known that the command cannot be run, and says how to exit.
     pub(crate) async fn unusable(&self) -> Exit {
         let mut unusable = self.unusable.subscribe();

@@ -75,20 +75,16 @@ impl Work {
             move |context| work(filter.clone(), queue.clone(), context)
         });
         tokio::pin!(run);
-        let mut exit = Exit::SUCCESS;
         let stats = loop {
             tokio::select! {
                 stats = &mut run => break stats?,
                 () = signals.first() => interrupt(&filter, &control),
-                unusable = filter.unusable(), if exit == Exit::SUCCESS => {
-                    exit = unusable;
-                    control.stop();
-                }
+                _ = filter.unusable(), if !control.is_stopped() => control.stop(),
             }
         };
         store.close().await?;
         output::say(&summary(&stats));
-        Ok(exit)
+        Ok(filter.found_unusable().unwrap_or(Exit::SUCCESS))
     }
 
     fn options(&self) -> WorkerOptions {
