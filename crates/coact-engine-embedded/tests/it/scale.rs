@@ -2,6 +2,7 @@
 
 mod kill;
 mod memory;
+mod power;
 
 use std::time::Duration;
 
