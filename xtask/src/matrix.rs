@@ -13,6 +13,10 @@ const FILE: &str = "docs/matrix.md";
 const ENGINES: [&str; 9] =
     ["memory", "embedded", "etcd", "node", "redis", "redis_sentinel", "redis_cluster", "zookeeper", "postgres"];
 
+/// The scenarios of topics and queues, and the engines that have those.
+const MESSAGES: [&str; 2] = ["queues", "topics"];
+const WITH_MESSAGES: [&str; 3] = ["memory", "embedded", "node"];
+
 pub(crate) fn run() -> Result<()> {
     packages::install_missing()?;
     let output = cargo(&["test", "--locked", "-p", "coact-cli", "--test", "it", "--", "engines::"])
@@ -53,7 +57,11 @@ fn page(results: &Results) -> String {
     );
     let _ = writeln!(page, "| scenario | {} |\n|---|{}", ENGINES.join(" | "), "---|".repeat(ENGINES.len()));
     for (scenario, engines) in results {
-        let cell = |engine: &&str| engines.get(*engine).map_or("–", String::as_str).to_owned();
+        let absent = |engine: &str| MESSAGES.contains(&scenario.as_str()) && !WITH_MESSAGES.contains(&engine);
+        let cell = |engine: &&str| match engines.get(*engine) {
+            Some(result) => result.clone(),
+            None => if absent(engine) { "–" } else { "not run" }.to_owned(),
+        };
         let _ = writeln!(page, "| {scenario} | {} |", ENGINES.iter().map(cell).collect::<Vec<_>>().join(" | "));
     }
     page
@@ -75,5 +83,11 @@ mod tests {
             )),
             "{page}"
         );
+    }
+
+    #[test]
+    fn what_an_engine_has_not_got_is_told_from_what_did_not_run() {
+        let page = page(&results("test engines::topics::memory ... ok\n"));
+        assert!(page.contains("| topics | ok | not run | – | not run | – |"), "{page}");
     }
 }
